@@ -1,0 +1,203 @@
+//! The one publishing task: everything that the worker publishes goes through it, in groups, until confirmed.
+//!
+//! A request is answered only when the broker has said what became of its message. A lost connection is opened again
+//! and the group published again under the same ids. lapin swaps the confirms of tasks that share a channel, so there
+//! is one task and one channel, on a connection that consumes nothing: a publishing connection stops sending while
+//! the broker is in alarm, and acks must not wait for that.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use super::{Broker, BrokerError, PublishChannel, Published};
+use crate::backoff::Reconnect;
+use crate::message::Message;
+
+/// Most messages in one group; a group is confirmed as a whole before the next one is sent.
+const GROUP_MAX: usize = 256;
+
+/// Requests that may wait while a group is under way: one more group.
+const WAITING_MAX: usize = GROUP_MAX;
+
+/// Publishes messages and waits for the broker's confirmation; clones share one channel.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    requests: mpsc::Sender<Request>,
+}
+
+/// Why a message was not published.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// No queue is bound for it: create the queue or the binding.
+    #[error(
+        "no queue takes messages of exchange {exchange:?} with routing key {routing_key:?}: {reason}"
+    )]
+    Unroutable {
+        /// The exchange, empty for the default one.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// The broker refused it with a nack, for a full queue or an internal error: try again later.
+    #[error(
+        "the broker refused a message for exchange {exchange:?} with routing key {routing_key:?}"
+    )]
+    Refused {
+        /// The exchange, empty for the default one.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+    },
+    /// The worker is shutting down: the message may or may not have been published.
+    #[error("the worker is shutting down")]
+    Closed,
+}
+
+#[derive(Debug)]
+struct Request {
+    message: Arc<Message>,
+    answer: oneshot::Sender<Published>,
+}
+
+impl Publisher {
+    /// Publishes persistent and mandatory, and returns when the broker has confirmed it.
+    ///
+    /// Give the message an id that is the same at each try: it is published again after a lost connection.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError::Unroutable`] and [`PublishError::Refused`] are the broker's answers, [`PublishError::Closed`]
+    /// is a shutdown. A broker that is not there is waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the message may or may not be published.
+    pub async fn publish(&self, message: impl Into<Arc<Message>>) -> Result<(), PublishError> {
+        let message = message.into();
+        let (answer, answered) = oneshot::channel();
+        let request = Request {
+            message: Arc::clone(&message),
+            answer,
+        };
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| PublishError::Closed)?;
+        let target = || (message.exchange.clone(), message.routing_key.clone());
+        match answered.await {
+            Ok(Published::Confirmed) => Ok(()),
+            Ok(Published::Unroutable(reason)) => {
+                let (exchange, routing_key) = target();
+                Err(PublishError::Unroutable {
+                    exchange,
+                    routing_key,
+                    reason,
+                })
+            }
+            Ok(Published::Refused) => {
+                let (exchange, routing_key) = target();
+                Err(PublishError::Refused {
+                    exchange,
+                    routing_key,
+                })
+            }
+            Err(_) => Err(PublishError::Closed),
+        }
+    }
+}
+
+/// The task behind [`Publisher`], run by the supervisor.
+pub(crate) struct PublisherTask {
+    broker: Arc<dyn Broker>,
+    /// Queues that must exist before anything is published.
+    queues: BTreeSet<String>,
+    requests: mpsc::Receiver<Request>,
+    channel: Option<Box<dyn PublishChannel>>,
+    reconnect: Reconnect,
+}
+
+impl PublisherTask {
+    pub(crate) fn new(broker: Arc<dyn Broker>, queues: BTreeSet<String>) -> (Publisher, Self) {
+        let (sender, requests) = mpsc::channel(WAITING_MAX);
+        let task = Self {
+            broker,
+            queues,
+            requests,
+            channel: None,
+            reconnect: Reconnect::default(),
+        };
+        (Publisher { requests: sender }, task)
+    }
+
+    /// Runs until every [`Publisher`] is gone.
+    pub(crate) async fn run(mut self) {
+        let mut group = Vec::with_capacity(GROUP_MAX);
+        while self.requests.recv_many(&mut group, GROUP_MAX).await > 0 {
+            // Whoever asked may have given up, after a timeout or in a drain: nothing is published for nobody.
+            group.retain(|request: &Request| !request.answer.is_closed());
+            let messages: Vec<_> = group
+                .iter()
+                .map(|request| Arc::clone(&request.message))
+                .collect();
+            let published = self.publish_until_answered(&messages, &group).await;
+            for (request, outcome) in group.drain(..).zip(published) {
+                // The requester may be gone by now; the message is out, under its stable id.
+                let _ = request.answer.send(outcome);
+            }
+        }
+        if let Some(channel) = self.channel.take() {
+            channel.close().await;
+        }
+    }
+
+    /// Empty only if nobody waits for the answer any more.
+    async fn publish_until_answered(
+        &mut self,
+        messages: &[Arc<Message>],
+        group: &[Request],
+    ) -> Vec<Published> {
+        while group.iter().any(|request| !request.answer.is_closed()) {
+            match self.publish_once(messages).await {
+                Ok(published) => {
+                    assert_eq!(published.len(), messages.len(), "one answer a message");
+                    return published;
+                }
+                Err(error) => {
+                    self.channel = None;
+                    let delay = self.reconnect.delay_after_loss();
+                    warn!(
+                        error = %error, delay_ms = delay.as_millis() as u64,
+                        "publishing connection lost, will connect again"
+                    );
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+        Vec::new()
+    }
+
+    async fn publish_once(
+        &mut self,
+        messages: &[Arc<Message>],
+    ) -> Result<Vec<Published>, BrokerError> {
+        if self.channel.is_none() {
+            let mut channel = self.broker.publish_channel().await?;
+            for queue in &self.queues {
+                channel.ensure_queue(queue).await?;
+            }
+            info!(broker = %self.broker.address(), "publishing connection is open");
+            self.channel = Some(channel);
+        }
+        let Some(channel) = &mut self.channel else {
+            return Ok(Vec::new());
+        };
+        let published = channel.publish(messages).await?;
+        self.reconnect.connected();
+        Ok(published)
+    }
+}

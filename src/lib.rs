@@ -1,0 +1,29 @@
+//! Consume RabbitMQ queues so that the effect of every message happens once.
+mod backoff;
+mod broker;
+mod handler;
+mod identity;
+mod message;
+mod options;
+mod payload;
+mod store;
+mod telemetry;
+
+pub use crate::backoff::Retry;
+pub use crate::broker::{
+    AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare, Deliveries,
+    Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
+    Publisher, Session, Subscription,
+};
+pub use crate::handler::{Context, HandleError, Handler, HandlerFn, Result, reject, retry_after};
+pub use crate::identity::{
+    ID_BYTES_MAX, IdentityRules, KEY_BYTES_MAX, OnMissingId, ParseSourceError, SOURCE_NAMES, Scope,
+    Source,
+};
+pub use crate::message::{
+    HEADER_DEPTH_MAX, HeaderValue, Headers, Key, Message, MessageId, Properties, escape,
+};
+pub use crate::options::{OnConflict, Options, QueueOptions};
+pub use crate::payload::{Body, Codec, DecodeError, FromMessage};
+pub use crate::store::StoreOptions;
+pub use crate::telemetry::{Health, Readiness};

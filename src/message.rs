@@ -1,0 +1,227 @@
+//! The vocabulary of a message: body, properties, headers, id and ordering key.
+//!
+//! Owns the broker-neutral shape of what is delivered and published. Ids and header values may be any
+//! bytes; they are escaped wherever they are shown. Knows nothing of brokers, stores or handlers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// A message as a broker delivers or accepts it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Message {
+    /// The exchange it was published to; empty for the default exchange.
+    pub exchange: String,
+    /// The routing key it was published with.
+    pub routing_key: String,
+    /// Properties and headers.
+    pub properties: Properties,
+    /// The body, shared and never copied on its way through the runtime.
+    pub body: Bytes,
+}
+
+/// The properties of AMQP 0-9-1's basic class, all optional.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Properties {
+    /// MIME type of the body; chooses the codec.
+    pub content_type: Option<String>,
+    /// MIME encoding of the body.
+    pub content_encoding: Option<String>,
+    /// Application headers.
+    pub headers: Headers,
+    /// 2 is persistent; anything else may be lost by the broker.
+    pub delivery_mode: Option<u8>,
+    /// Priority, 0 to 9.
+    pub priority: Option<u8>,
+    /// Correlation id of request and reply.
+    pub correlation_id: Option<String>,
+    /// Queue that a reply goes to.
+    pub reply_to: Option<String>,
+    /// Time to live, in milliseconds, as text.
+    pub expiration: Option<String>,
+    /// Id that the producer gave.
+    pub message_id: Option<String>,
+    /// Seconds since 1970 by the producer's clock; never used for decisions.
+    pub timestamp: Option<u64>,
+    /// Application's name for the kind of message; part of the fingerprint.
+    pub kind: Option<String>,
+    /// User, checked by the broker if set.
+    pub user_id: Option<String>,
+    /// Name of the producing application.
+    pub app_id: Option<String>,
+}
+
+/// Application headers by name; of repeated names the last one counts, as in lapin.
+pub type Headers = BTreeMap<String, HeaderValue>;
+
+/// How deep tables and arrays may nest in a header before it is cut off.
+///
+/// A producer can nest them by the thousand, and whoever walks or drops them recurses.
+pub const HEADER_DEPTH_MAX: usize = 32;
+
+/// The value of one header.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum HeaderValue {
+    /// No value.
+    Void,
+    /// True or false.
+    Bool(bool),
+    /// Any of AMQP's signed integers.
+    Int(i64),
+    /// Any of AMQP's unsigned integers.
+    UInt(u64),
+    /// Single or double precision.
+    Float(f64),
+    /// A decimal: digits and the number of places after the point.
+    Decimal {
+        /// Places after the decimal point.
+        scale: u8,
+        /// All digits as one number.
+        value: u32,
+    },
+    /// A string, which AMQP allows to be any bytes.
+    Bytes(Bytes),
+    /// Seconds since 1970.
+    Timestamp(u64),
+    /// Values in order.
+    Array(Vec<Self>),
+    /// Values by name.
+    Table(Headers),
+}
+
+impl HeaderValue {
+    /// The string's text, if this is a string and its bytes are UTF-8.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+            _ => None,
+        }
+    }
+
+    /// Name of the type, for error messages.
+    #[must_use]
+    pub const fn type_name(&self) -> &'static str {
+        match self {
+            Self::Void => "void",
+            Self::Bool(_) => "boolean",
+            Self::Int(_) | Self::UInt(_) => "integer",
+            Self::Float(_) => "float",
+            Self::Decimal { .. } => "decimal",
+            Self::Bytes(_) => "string",
+            Self::Timestamp(_) => "timestamp",
+            Self::Array(_) => "array",
+            Self::Table(_) => "table",
+        }
+    }
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Bytes(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl From<String> for HeaderValue {
+    fn from(text: String) -> Self {
+        Self::Bytes(Bytes::from(text))
+    }
+}
+
+impl From<u32> for HeaderValue {
+    fn from(number: u32) -> Self {
+        Self::Int(i64::from(number))
+    }
+}
+
+/// The id that says which deliveries are the same message: any bytes, escaped when shown.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageId(Bytes);
+
+impl MessageId {
+    /// Wraps the bytes as they are; nothing is trimmed or normalized.
+    #[must_use]
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes as the producer sent them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape(&self.0))
+    }
+}
+
+/// The ordering key: messages of one key run one after the other, in delivery order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<[u8]>);
+
+impl Key {
+    /// Wraps the bytes as they are.
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes as the producer sent them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&escape(&self.0))
+    }
+}
+
+/// Text that is safe in a terminal, a log line and a header: printable UTF-8 as it is, the rest as `\x1b`.
+///
+/// A producer chooses these bytes, so an escape sequence in an id must not reach an operator's terminal.
+#[must_use]
+pub fn escape(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => out.push_str("\\\\"),
+                c if c.is_control() => out.extend(c.escape_default()),
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_ids_are_escaped_when_shown() {
+        let id = MessageId::new(&b"a\x1b[31m\xff\n\\\xe2\x82\xac"[..]);
+        assert_eq!(id.to_string(), "a\\u{1b}[31m\\xff\\n\\\\\u{20ac}");
+    }
+
+    #[test]
+    fn a_header_that_is_not_text_has_no_text() {
+        assert_eq!(
+            HeaderValue::Bytes(Bytes::from_static(b"\xff")).as_str(),
+            None
+        );
+        assert_eq!(HeaderValue::from("x").as_str(), Some("x"));
+    }
+}
