@@ -30,13 +30,8 @@ impl Health {
     /// What stands in the way right now.
     #[must_use]
     pub fn readiness(&self) -> Readiness {
-        let faults = self
-            .lock()
-            .iter()
-            .map(|(part, reason)| (part.clone(), reason.clone()));
-        Readiness {
-            faults: faults.collect(),
-        }
+        let faults = self.lock().clone();
+        Readiness { faults: faults.into_iter().collect() }
     }
 
     /// Sets or replaces the fault of one part.
