@@ -139,7 +139,7 @@ impl Default for IdentityRules {
 
 /// What "the same message" means: 16 bytes of a keyed hash of scope and id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Identity([u8; 16]);
+pub(crate) struct Identity([u8; 16]);
 
 impl Identity {
     pub(crate) const fn from_bytes(bytes: [u8; 16]) -> Self {
@@ -165,7 +165,7 @@ impl fmt::Debug for Identity {
 
 /// A hash of a message's type and body: tells a duplicate from a conflict.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Fingerprint([u8; 8]);
+pub(crate) struct Fingerprint([u8; 8]);
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,7 +181,7 @@ impl fmt::Debug for Fingerprint {
 
 /// The store's random key: without it nobody can craft colliding ids or guess ids from the index.
 #[derive(Clone)]
-pub struct HashKey([u8; 32]);
+pub(crate) struct HashKey([u8; 32]);
 
 impl HashKey {
     pub(crate) const fn new(bytes: [u8; 32]) -> Self {
@@ -224,7 +224,7 @@ impl fmt::Debug for HashKey {
 
 /// A resolved scope: its bytes carry their kind and length, so no id of one scope reads as one of another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScopeName(Arc<[u8]>);
+pub(crate) struct ScopeName(Arc<[u8]>);
 
 impl ScopeName {
     fn new(kind: u8, name: &[u8]) -> Self {
@@ -237,19 +237,19 @@ impl ScopeName {
 
     /// The scope of one queue.
     #[must_use]
-    pub fn queue(name: &str) -> Self {
+    pub(crate) fn queue(name: &str) -> Self {
         Self::new(b'q', name.as_bytes())
     }
 
     /// The scope of all queues of the worker.
     #[must_use]
-    pub fn global() -> Self {
+    pub(crate) fn global() -> Self {
         Self::new(b'g', b"")
     }
 
     /// The scope of one tenant.
     #[must_use]
-    pub fn tenant(name: &[u8]) -> Self {
+    pub(crate) fn tenant(name: &[u8]) -> Self {
         Self::new(b't', name)
     }
 }

@@ -1,11 +1,13 @@
 //! Consume RabbitMQ queues so that the effect of every message happens once.
 mod backoff;
 mod broker;
+mod clock;
 mod handler;
 mod identity;
 mod message;
 mod options;
 mod payload;
+mod runtime;
 mod store;
 mod telemetry;
 
@@ -15,6 +17,7 @@ pub use crate::broker::{
     Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
     Publisher, Session, Subscription,
 };
+pub use crate::clock::Clock;
 pub use crate::handler::{Context, HandleError, Handler, HandlerFn, Result, reject, retry_after};
 pub use crate::identity::{
     ID_BYTES_MAX, IdentityRules, KEY_BYTES_MAX, OnMissingId, ParseSourceError, SOURCE_NAMES, Scope,
@@ -25,5 +28,10 @@ pub use crate::message::{
 };
 pub use crate::options::{OnConflict, Options, QueueOptions};
 pub use crate::payload::{Body, Codec, DecodeError, FromMessage};
-pub use crate::store::StoreOptions;
-pub use crate::telemetry::{Health, Readiness};
+pub use crate::runtime::{RunError, Worker};
+#[cfg(any(test, feature = "testkit"))]
+pub use crate::store::SimulatedDisk;
+pub use crate::store::{
+    DeadNote, Inspection, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError, StoreOptions,
+};
+pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};

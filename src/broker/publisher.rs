@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Broker, BrokerError, PublishChannel, Published};
@@ -122,8 +123,9 @@ pub(crate) struct PublisherTask {
 }
 
 impl PublisherTask {
-    pub(crate) fn new(broker: Arc<dyn Broker>, queues: BTreeSet<String>) -> (Publisher, Self) {
+    pub(crate) fn new(broker: Arc<dyn Broker>) -> (Publisher, Self) {
         let (sender, requests) = mpsc::channel(WAITING_MAX);
+        let queues = BTreeSet::new();
         let task = Self {
             broker,
             queues,
@@ -134,17 +136,45 @@ impl PublisherTask {
         (Publisher { requests: sender }, task)
     }
 
-    /// Runs until every [`Publisher`] is gone.
-    pub(crate) async fn run(mut self) {
+    /// Queues that must exist before anything is published, from now on.
+    pub(crate) fn keep_queues(&mut self, queues: BTreeSet<String>) {
+        self.queues = queues;
+    }
+
+    /// Runs until `stopping`, then answers what was asked before.
+    pub(crate) async fn run(mut self, stopping: CancellationToken) {
         let mut group = Vec::with_capacity(GROUP_MAX);
-        while self.requests.recv_many(&mut group, GROUP_MAX).await > 0 {
+        loop {
+            tokio::select! {
+                biased;
+                // Cancel-safe: what it received is in the group only if it returned.
+                received = self.requests.recv_many(&mut group, GROUP_MAX) => {
+                    if received == 0 {
+                        break;
+                    }
+                }
+                () = stopping.cancelled() => break,
+            }
             // Whoever asked may have given up, after a timeout or in a drain: nothing is published for nobody.
             group.retain(|request: &Request| !request.answer.is_closed());
             let messages: Vec<_> = group
                 .iter()
                 .map(|request| Arc::clone(&request.message))
                 .collect();
-            let published = self.publish_until_answered(&messages, &group).await;
+            let published = tokio::select! {
+                biased;
+                published = self.publish_until_answered(&messages, &group) => published,
+                // Every consumer has ended by then: nobody of ours waits for the answer.
+                () = stopping.cancelled() => break,
+            };
+            if published
+                .iter()
+                .zip(&messages)
+                .any(|(outcome, message)| self.lost_queue(outcome, message))
+            {
+                // Somebody deleted a queue that we need: a new channel makes it again.
+                self.channel = None;
+            }
             for (request, outcome) in group.drain(..).zip(published) {
                 // The requester may be gone by now; the message is out, under its stable id.
                 let _ = request.answer.send(outcome);
@@ -153,6 +183,12 @@ impl PublisherTask {
         if let Some(channel) = self.channel.take() {
             channel.close().await;
         }
+    }
+
+    fn lost_queue(&self, outcome: &Published, message: &Message) -> bool {
+        matches!(outcome, Published::Unroutable(_))
+            && message.exchange.is_empty()
+            && self.queues.contains(&message.routing_key)
     }
 
     /// Empty only if nobody waits for the answer any more.

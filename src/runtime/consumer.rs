@@ -1,0 +1,374 @@
+//! One queue's life: connect, consume, hand to actors, lose the connection, connect again; at last drain.
+//!
+//! Owns the queue's actors and the settler of the current generation. A generation is one connection: when it
+//! ends, what waits is forgotten and what runs goes on. Nothing here decides about a message.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::RunError;
+use super::actor;
+use super::queue::Queue;
+use super::settle::Settler;
+use super::window::AckWindow;
+use crate::backoff::Reconnect;
+use crate::broker::{Broker, BrokerError, Deliveries, Delivery, Session, Subscription};
+use crate::clock::duration_ms;
+use crate::store::StoreError;
+
+/// How often gauges are set and ended actors looked for when nothing arrives.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Deliveries taken in one go before actors and settler get a turn.
+const BURST: usize = 64;
+
+/// Unreadable heads in a row after which the queue counts as blocked.
+const UNREADABLE_MAX: u32 = 3;
+
+/// How long a blocked queue waits before it looks whether its head was taken out.
+const BLOCKED_DELAY: Duration = Duration::from_secs(30);
+
+/// How long commits may take to become durable at the end of a drain, past its deadline.
+const COMMIT_GRACE: Duration = Duration::from_secs(10);
+
+/// Consumes one queue until the drain.
+pub(crate) struct Consumer {
+    queue: Arc<Queue>,
+    broker: Arc<dyn Broker>,
+    drain: Duration,
+    actors: JoinSet<Result<(), StoreError>>,
+    full: watch::Receiver<bool>,
+    generation: u32,
+    reconnect: Reconnect,
+    unreadable: u32,
+    /// Name in [`crate::Health`].
+    part: String,
+}
+
+/// Why a generation ended without an error of our own.
+enum Ended {
+    Draining,
+    Lost(BrokerError),
+}
+
+impl Consumer {
+    pub(crate) fn new(queue: Arc<Queue>, broker: Arc<dyn Broker>, drain: Duration) -> Self {
+        let part = format!("queue {}", queue.name);
+        queue.health.fault(&part, "connecting");
+        Self {
+            full: queue.store.full(),
+            queue,
+            broker,
+            drain,
+            actors: JoinSet::new(),
+            generation: 0,
+            reconnect: Reconnect::default(),
+            unreadable: 0,
+            part,
+        }
+    }
+
+    /// # Errors
+    ///
+    /// A queue that cannot be owned, a failed store, or a panic in our own code.
+    pub(crate) async fn run(mut self) -> Result<(), RunError> {
+        loop {
+            let subscription = self.subscription();
+            let broker = Arc::clone(&self.broker);
+            let draining = self.queue.draining.clone();
+            let connecting = async {
+                tokio::select! {
+                    biased;
+                    () = draining.cancelled() => None,
+                    session = broker.consume(&subscription) => Some(session),
+                }
+            };
+            let ended = match self.watching(connecting).await? {
+                None => return self.drain_actors().await,
+                Some(Ok(session)) => self.consume(session).await?,
+                Some(Err(error)) => Ended::Lost(error),
+            };
+            match ended {
+                Ended::Draining => return Ok(()),
+                Ended::Lost(error @ BrokerError::NotOwnable { .. }) => {
+                    return Err(RunError::Refused(error));
+                }
+                Ended::Lost(error) => self.wait_to_reconnect(error).await?,
+            }
+        }
+    }
+
+    fn subscription(&self) -> Subscription {
+        let options = &self.queue.options;
+        // After an unreadable message the next one alone: its neighbours are not to be counted as delivered with it.
+        let prefetch = if self.unreadable > 0 {
+            std::num::NonZeroU16::MIN
+        } else {
+            options.prefetch
+        };
+        Subscription {
+            queue: options.queue.clone(),
+            declare: options.declare,
+            owner: options.owner,
+            prefetch,
+        }
+    }
+
+    async fn consume(&mut self, session: Session) -> Result<Ended, RunError> {
+        let Session {
+            mut deliveries,
+            acks,
+        } = session;
+        self.generation += 1;
+        let generation = self.generation;
+        let queue = Arc::clone(&self.queue);
+        queue.settlements.begin(generation, &queue.metrics);
+        info!(
+            queue = &*queue.name, broker = %self.broker.address(), generation,
+            prefetch = self.subscription().prefetch, "consuming"
+        );
+        queue.health.clear(&self.part);
+        queue.metrics.blocked.set(0.0);
+
+        let mut settler = JoinSet::new();
+        settler.spawn({
+            let queue = Arc::clone(&queue);
+            async move {
+                let settler = Settler {
+                    settlements: &queue.settlements,
+                    metrics: &queue.metrics,
+                    acks,
+                    window: AckWindow::default(),
+                };
+                settler.run().await
+            }
+        });
+        let ended = self.take_in(&mut deliveries, &mut settler).await?;
+        queue.drop_waiting(generation);
+        if let Ended::Draining = ended {
+            // The stream is kept until the channel is closed: the broker requeues in order then.
+            self.drain_actors().await?;
+            queue.settlements.close();
+            if let Some(Ok(Err(error))) = settler.join_next().await {
+                warn!(queue = &*queue.name, error = %error, "the last acks may not have arrived");
+            }
+        }
+        Ok(ended)
+    }
+
+    /// Hands deliveries to actors until the generation ends.
+    async fn take_in(
+        &mut self,
+        deliveries: &mut Deliveries,
+        settler: &mut JoinSet<Result<(), BrokerError>>,
+    ) -> Result<Ended, RunError> {
+        let queue = Arc::clone(&self.queue);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let is_full = *self.full.borrow_and_update();
+            // Every branch is cancel-safe: a delivery that was not taken stays in the stream.
+            tokio::select! {
+                biased;
+                () = queue.draining.cancelled() => return Ok(Ended::Draining),
+                Some(settled) = settler.join_next() => {
+                    let error = self.joined("settler", settled)?.err();
+                    return Ok(Ended::Lost(error.unwrap_or_else(|| self.closed())));
+                }
+                Some(ended) = self.actors.join_next(), if !self.actors.is_empty() => {
+                    self.actor_ended(ended)?;
+                    while let Some(ended) = self.actors.try_join_next() {
+                        self.actor_ended(ended)?;
+                    }
+                    if let Some(ended) = self.take_ready(deliveries, is_full) {
+                        return Ok(ended);
+                    }
+                }
+                _ = tick.tick() => self.show_load(is_full),
+                () = queue.contested.notified() => {
+                    for message in queue.take_readmitted() {
+                        self.start(message);
+                    }
+                }
+                _ = self.full.changed() => {}
+                delivery = deliveries.next(), if !is_full => {
+                    if let Some(ended) = self.take(delivery) {
+                        return Ok(ended);
+                    }
+                    if let Some(ended) = self.take_ready(deliveries, is_full) {
+                        return Ok(ended);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes what is there already, without waiting: one turn of the loop serves many deliveries.
+    fn take_ready(&mut self, deliveries: &mut Deliveries, is_full: bool) -> Option<Ended> {
+        if is_full {
+            return None;
+        }
+        for _ in 0..BURST {
+            let delivery = futures_util::FutureExt::now_or_never(deliveries.next())?;
+            if let Some(ended) = self.take(delivery) {
+                return Some(ended);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, delivery: Option<Result<Delivery, BrokerError>>) -> Option<Ended> {
+        match delivery {
+            Some(Ok(delivery)) => {
+                self.queue.metrics.received.increment(1);
+                if self.unreadable > 0 {
+                    // The head is readable again; the full prefetch returns with the next connection.
+                    self.unreadable = 0;
+                }
+                let random = || fastrand::u128(..).to_le_bytes();
+                let now = Instant::now();
+                let admitted = self
+                    .queue
+                    .admission
+                    .admit(delivery, self.generation, now, random);
+                self.start(admitted);
+                None
+            }
+            Some(Err(error)) => Some(Ended::Lost(error)),
+            None => Some(Ended::Lost(self.closed())),
+        }
+    }
+
+    fn start(&mut self, message: super::admission::Admitted) {
+        if let Some(first) = self.queue.enter(message) {
+            self.actors
+                .spawn(actor::run(Arc::clone(&self.queue), first));
+        }
+    }
+
+    fn closed(&self) -> BrokerError {
+        BrokerError::Lost {
+            address: self.broker.address(),
+            reason: "the stream of deliveries ended".to_owned(),
+        }
+    }
+
+    async fn wait_to_reconnect(&mut self, error: BrokerError) -> Result<(), RunError> {
+        let queue = Arc::clone(&self.queue);
+        queue.metrics.reconnects.increment(1);
+        let delay = match &error {
+            BrokerError::Unreadable { .. } => {
+                self.unreadable += 1;
+                if self.unreadable < UNREADABLE_MAX {
+                    Duration::from_millis(100)
+                } else {
+                    BLOCKED_DELAY
+                }
+            }
+            _ => self.reconnect.delay_after_loss(),
+        };
+        if self.unreadable >= UNREADABLE_MAX {
+            queue.metrics.blocked.set(1.0);
+            error!(
+                queue = &*queue.name, error = %error,
+                "the message at the head of the queue cannot be parsed and blocks it: take it out, \
+                 see \"A message that cannot be parsed\" in the README"
+            );
+        } else {
+            warn!(
+                queue = &*queue.name, error = %error, delay_ms = duration_ms(delay),
+                "not consuming, will connect again"
+            );
+        }
+        queue.health.fault(&self.part, error.to_string());
+        let draining = queue.draining.clone();
+        let waiting = async move {
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => {}
+                () = tokio::time::sleep(delay) => {}
+            }
+        };
+        self.watching(waiting).await
+    }
+
+    /// Lets running handlers finish until the deadline, and waits until what they committed is durable.
+    async fn drain_actors(&mut self) -> Result<(), RunError> {
+        let queue = Arc::clone(&self.queue);
+        queue.health.fault(&self.part, "shutting down");
+        let deadline = Instant::now() + self.drain;
+        loop {
+            tokio::select! {
+                biased;
+                ended = self.actors.join_next() => match ended {
+                    Some(ended) => self.actor_ended(ended)?,
+                    None => break,
+                },
+                () = tokio::time::sleep_until(deadline) => {
+                    let cut = self.actors.len();
+                    warn!(queue = &*queue.name, handlers = cut, "the drain deadline cuts handlers off");
+                    self.actors.shutdown().await;
+                    break;
+                }
+            }
+        }
+        if tokio::time::timeout(COMMIT_GRACE, queue.commits_settled())
+            .await
+            .is_err()
+        {
+            warn!(
+                queue = &*queue.name,
+                "the last outcomes are not durable yet and stay unacknowledged"
+            );
+        }
+        Ok(())
+    }
+
+    /// Runs `future` and looks after the actors meanwhile.
+    async fn watching<T>(&mut self, future: impl Future<Output = T>) -> Result<T, RunError> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return Ok(done),
+                Some(ended) = self.actors.join_next(), if !self.actors.is_empty() => {
+                    self.actor_ended(ended)?;
+                }
+            }
+        }
+    }
+
+    fn actor_ended(
+        &self,
+        ended: Result<Result<(), StoreError>, JoinError>,
+    ) -> Result<(), RunError> {
+        self.joined("actor", ended)?.map_err(RunError::StoreFailed)
+    }
+
+    fn joined<T>(&self, task: &'static str, ended: Result<T, JoinError>) -> Result<T, RunError> {
+        ended.map_err(|error| RunError::Bug {
+            task,
+            queue: self.queue.name.to_string(),
+            error,
+        })
+    }
+
+    fn show_load(&self, is_full: bool) {
+        let (waiting, running) = self.queue.load();
+        self.queue.metrics.waiting.set(waiting as f64);
+        self.queue.metrics.in_flight.set(running as f64);
+        if is_full {
+            self.queue
+                .health
+                .fault("store", "full: intake is stopped until records expire");
+        } else {
+            self.queue.health.clear("store");
+        }
+    }
+}

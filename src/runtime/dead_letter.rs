@@ -1,0 +1,161 @@
+//! How a message dies: decided durably, then published to the dead-letter queue and confirmed, then settled.
+//!
+//! The decision comes first, so that a crash in between cannot end with the message both dead and done. The body is
+//! not stored: the broker keeps the message until the ack, and after a crash its redelivery is published again, under the
+//! same outgoing id. The key waits meanwhile; if the dead-letter queue takes nothing, that is a fault for all to see.
+
+use std::sync::Arc;
+
+use tracing::{error, info};
+
+use super::actor;
+use super::admission::Admitted;
+use super::queue::Queue;
+use crate::backoff::Reconnect;
+use crate::broker::{OUTGOING_ID_HEADER, PublishError};
+use crate::clock::duration_ms;
+use crate::identity::{self, Identity};
+use crate::message::{HeaderValue, Message};
+use crate::store::{Change, DeadNote, Outcome};
+
+/// A message with the reason for its death.
+pub(crate) struct Burial {
+    pub(crate) message: Admitted,
+    /// The identity that its record is under; that of a conflict is not the message's own.
+    pub(crate) recorded: Identity,
+    pub(crate) note: Box<DeadNote>,
+    pub(crate) attempts: u32,
+}
+
+/// Records the death and brings the dead letter to its queue.
+pub(crate) async fn bury(queue: &Arc<Queue>, burial: Burial) {
+    let Burial {
+        message,
+        recorded,
+        note,
+        attempts,
+    } = &burial;
+    // Two messages without an id are never the same: there is no record to find again, only one to count.
+    if message.id.is_some() {
+        let dead = actor::record(message, *recorded, *attempts, Outcome::Dead(note.clone()));
+        let rows = vec![
+            Change::RemoveAttempts(message.identity),
+            Change::PutPending(*recorded),
+        ];
+        if queue
+            .store
+            .persist(queue.id, Some(dead), rows)
+            .await
+            .is_none()
+        {
+            return queue.release(message.identity);
+        }
+    }
+    confirm(queue, burial).await;
+}
+
+/// Publishes the dead letter until the broker confirms it, and settles the message.
+pub(crate) async fn confirm(queue: &Arc<Queue>, burial: Burial) {
+    let letter = Arc::new(dead_letter(queue, &burial));
+    if !publish_until_confirmed(queue, &letter).await {
+        return queue.release(burial.message.identity);
+    }
+    let Burial {
+        message,
+        recorded,
+        note,
+        attempts,
+    } = burial;
+    queue.metrics.count_dead(note.reason);
+    info!(
+        reason = note.reason.name(),
+        attempts,
+        error = note.error,
+        dead_letter_queue = queue.options.dead_letter,
+        "message is dead-lettered"
+    );
+    let (record, rows) = if message.id.is_some() {
+        (None, vec![Change::RemovePending(recorded)])
+    } else {
+        let dead = actor::record(&message, recorded, attempts, Outcome::Dead(note));
+        (Some(dead), Vec::new())
+    };
+    actor::commit(queue, message.identity, record, rows).await;
+}
+
+/// `false` if the worker is leaving before the broker confirmed it.
+async fn publish_until_confirmed(queue: &Queue, letter: &Arc<Message>) -> bool {
+    let part = format!("dead-letter queue {}", queue.options.dead_letter);
+    let mut delays = Reconnect::default();
+    loop {
+        // A drain lets it finish, as it lets a running handler; its deadline drops both.
+        let refused = match queue.publisher.publish(Arc::clone(letter)).await {
+            Ok(()) => {
+                queue.health.clear(&part);
+                return true;
+            }
+            Err(PublishError::Closed) => return false,
+            Err(refused) => refused,
+        };
+        let delay = delays.delay_after_loss();
+        error!(
+            error = %refused, delay_ms = duration_ms(delay),
+            "a dead letter cannot be published, its key waits, will try again"
+        );
+        queue.health.fault(&part, refused.to_string());
+        tokio::select! {
+            biased;
+            () = queue.draining.cancelled() => return false,
+            () = tokio::time::sleep(delay) => {}
+        }
+    }
+}
+
+/// The message as it came, with the reason in its headers.
+fn dead_letter(queue: &Queue, burial: &Burial) -> Message {
+    let Burial {
+        message,
+        recorded,
+        note,
+        attempts,
+    } = burial;
+    let original = &*message.message;
+    let mut properties = original.properties.clone();
+    let headers = &mut properties.headers;
+    // The broker would route by these again, to queues that are none of ours.
+    for name in ["CC", "BCC"] {
+        if let Some(copies) = headers.remove(name) {
+            headers.insert(format!("x-onceward-{}", name.to_lowercase()), copies);
+        }
+    }
+    let mut put = |name: &str, value: HeaderValue| {
+        headers.insert(format!("x-onceward-{name}"), value);
+    };
+    put("reason", note.reason.name().into());
+    put("error", note.error.clone().into());
+    put("attempts", (*attempts).into());
+    put("queue", (&*queue.name).into());
+    put(
+        "first-seen",
+        HeaderValue::Timestamp(note.first_seen_ms / 1000),
+    );
+    put("exchange", original.exchange.clone().into());
+    put("routing-key", original.routing_key.clone().into());
+    // Left in place, the first would let the dead letter vanish, the second have the broker refuse it.
+    if let Some(expiration) = properties.expiration.take() {
+        put("expiration", expiration.into());
+    }
+    if let Some(user_id) = properties.user_id.take() {
+        put("user-id", user_id.into());
+    }
+    let outgoing_id = format!("dead-{}", identity::hex(recorded.as_bytes()));
+    properties
+        .headers
+        .insert(OUTGOING_ID_HEADER.to_owned(), outgoing_id.into());
+    Message {
+        exchange: String::new(),
+        routing_key: queue.options.dead_letter.clone(),
+        properties,
+        body: original.body.clone(),
+    }
+}

@@ -1,0 +1,234 @@
+//! What consumer, actors and committer share of one queue, and the transitions of its messages.
+//!
+//! Mailboxes and claims lie under one lock, held for a few map operations and never across an await. A claim
+//! ends in one of two ways: with a proof that its outcome is durable, which settles its tags, or by a release,
+//! which leaves them to the broker.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::admission::{ActorKey, Admission, Admitted};
+use super::claims::{Claimed, Claims};
+use super::mailbox::Mailboxes;
+use super::settle::Settlements;
+use crate::broker::Publisher;
+use crate::handler::ErasedHandler;
+use crate::identity::Identity;
+use crate::options::QueueOptions;
+use crate::store::{Persisted, QueueId, Store};
+use crate::telemetry::{Health, QueueMetrics};
+
+/// One queue of a running worker.
+pub(crate) struct Queue {
+    pub(crate) options: QueueOptions,
+    pub(crate) name: Arc<str>,
+    pub(crate) id: QueueId,
+    pub(crate) handler: Arc<dyn ErasedHandler>,
+    pub(crate) store: Store,
+    pub(crate) publisher: Publisher,
+    pub(crate) health: Health,
+    pub(crate) admission: Admission,
+    pub(crate) settlements: Settlements,
+    pub(crate) metrics: QueueMetrics,
+    /// Handlers that may run at once.
+    pub(crate) permits: Semaphore,
+    /// Cancelled when the drain begins: no new run, and nobody waits for a retry.
+    pub(crate) draining: CancellationToken,
+    dispatch: Mutex<Dispatch>,
+    /// Deliveries in `Dispatch::readmit`.
+    pub(crate) contested: Notify,
+    /// Commits that were handed in and are not durable yet.
+    commits: AtomicUsize,
+    committed: Notify,
+    said_no_key: std::sync::Once,
+}
+
+#[derive(Debug, Default)]
+struct Dispatch {
+    claims: Claims,
+    mailboxes: Mailboxes,
+    /// Contested deliveries whose claim has ended.
+    readmit: Vec<Admitted>,
+}
+
+/// What a [`Queue`] is made of.
+pub(crate) struct QueueParts {
+    pub(crate) options: QueueOptions,
+    pub(crate) id: QueueId,
+    pub(crate) handler: Arc<dyn ErasedHandler>,
+    pub(crate) store: Store,
+    pub(crate) publisher: Publisher,
+    pub(crate) health: Health,
+    pub(crate) draining: CancellationToken,
+}
+
+impl Queue {
+    pub(crate) fn new(parts: QueueParts) -> Self {
+        let QueueParts {
+            options,
+            id,
+            handler,
+            store,
+            publisher,
+            health,
+            draining,
+        } = parts;
+        let admission = Admission {
+            resolver: crate::identity::Resolver::new(options.identity.clone(), &options.queue),
+            hash_key: store.hash_key().clone(),
+            body_bytes_max: options.body_bytes_max,
+        };
+        Self {
+            name: options.queue.as_str().into(),
+            metrics: QueueMetrics::new(&options.queue),
+            permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
+            options,
+            id,
+            handler,
+            store,
+            publisher,
+            health,
+            admission,
+            settlements: Settlements::default(),
+            draining,
+            dispatch: Mutex::default(),
+            contested: Notify::new(),
+            commits: AtomicUsize::new(0),
+            committed: Notify::new(),
+            said_no_key: std::sync::Once::new(),
+        }
+    }
+
+    /// Claims the message's identity and puts it into its mailbox; gives it back if its key needs an actor.
+    pub(crate) fn enter(&self, message: Admitted) -> Option<Admitted> {
+        if matches!(message.key, ActorKey::Own(_)) && message.id.is_some() {
+            self.say_no_key();
+        }
+        let mut dispatch = self.lock();
+        match dispatch.claims.claim(message) {
+            Claimed::New(message) => dispatch.mailboxes.put(message),
+            Claimed::Joined => {
+                drop(dispatch);
+                self.metrics.duplicates.increment(1);
+                None
+            }
+            Claimed::Contested => None,
+        }
+    }
+
+    /// The next message of the key; `None` ends its actor.
+    pub(crate) fn next(&self, key: &ActorKey) -> Option<Admitted> {
+        self.lock().mailboxes.next(key)
+    }
+
+    /// Ends the claim with an outcome that is durable: its tags are settled.
+    pub(crate) fn finish(&self, identity: Identity, proof: Persisted) {
+        let tags = self.end_claim(identity);
+        self.settlements.settle(&tags, proof, &self.metrics);
+    }
+
+    /// Ends the claim without an outcome: the broker still has the message and delivers it again.
+    pub(crate) fn release(&self, identity: Identity) {
+        let tags = self.end_claim(identity);
+        self.metrics.returned.increment(tags.len() as u64);
+    }
+
+    fn end_claim(&self, identity: Identity) -> super::claims::Tags {
+        let mut dispatch = self.lock();
+        let (tags, contested) = dispatch.claims.end(identity);
+        if !contested.is_empty() {
+            dispatch.readmit.extend(contested);
+            self.contested.notify_one();
+        }
+        tags
+    }
+
+    /// Contested deliveries to be judged now.
+    pub(crate) fn take_readmitted(&self) -> Vec<Admitted> {
+        std::mem::take(&mut self.lock().readmit)
+    }
+
+    /// The generation is over: what waits is forgotten, as the broker delivers it again, in order.
+    ///
+    /// What runs goes on: its redelivery joins it.
+    pub(crate) fn drop_waiting(&self, generation: u32) {
+        let mut dispatch = self.lock();
+        let waiting = dispatch.mailboxes.drop_generation(generation);
+        let mut returned = dispatch.claims.drop_contested(generation);
+        let before = dispatch.readmit.len();
+        dispatch
+            .readmit
+            .retain(|message| message.tag.generation != generation);
+        returned += before - dispatch.readmit.len();
+        for message in &waiting {
+            let (tags, contested) = dispatch.claims.end(message.identity);
+            returned += tags.len();
+            // Of an older generation still: none of this one is left in the claims.
+            dispatch.readmit.extend(contested);
+        }
+        drop(dispatch);
+        self.metrics.returned.increment(returned as u64);
+    }
+
+    /// Deliveries that wait for their key, a free handler or a retry, and handlers that run.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let dispatch = self.lock();
+        let running = self
+            .options
+            .concurrency
+            .get()
+            .saturating_sub(self.permits.available_permits());
+        (dispatch.claims.len().saturating_sub(running), running)
+    }
+
+    /// Counts a commit until the guard is dropped, told or not.
+    pub(crate) fn count_commit(self: &Arc<Self>) -> CommitGuard {
+        self.commits.fetch_add(1, Ordering::AcqRel);
+        CommitGuard(Arc::clone(self))
+    }
+
+    /// Waits until every commit that was handed in is durable or lost with the store.
+    pub(crate) async fn commits_settled(&self) {
+        loop {
+            let committed = self.committed.notified();
+            if self.commits.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            committed.await;
+        }
+    }
+
+    fn say_no_key(&self) {
+        self.said_no_key.call_once(|| {
+            info!(
+                queue = &*self.name,
+                "messages have no ordering key: each is its own, and they run in any order"
+            );
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Dispatch> {
+        self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A commit on its way.
+pub(crate) struct CommitGuard(Arc<Queue>);
+
+impl CommitGuard {
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.0
+    }
+}
+
+impl Drop for CommitGuard {
+    fn drop(&mut self) {
+        if self.0.commits.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.committed.notify_waiters();
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Starts everything, owns every task, and ends everything: by a drain, or at the first failure.
+//!
+//! A part of our own that panics or a store that fails stops the whole worker: a worker that limps would ack less than
+//! it did or more than it may.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::RunError;
+use super::consumer::Consumer;
+use super::queue::{Queue, QueueParts};
+use crate::broker::{Publisher, PublisherTask};
+use crate::handler::ErasedHandler;
+use crate::options::{Options, QueueOptions};
+use crate::store::{Committer, QueueId, QueueRetention, Store};
+use crate::telemetry::{Health, describe_all};
+
+/// A queue with the handler of its messages.
+pub(crate) type Registered = (QueueOptions, Arc<dyn ErasedHandler>);
+
+pub(crate) struct Supervisor {
+    pub(crate) options: Options,
+    pub(crate) queues: Vec<Registered>,
+    pub(crate) health: Health,
+    pub(crate) publisher: Publisher,
+    pub(crate) publisher_task: PublisherTask,
+}
+
+/// What a task that the supervisor owns was for, with how it ended.
+enum Task {
+    Consumer,
+    Committer,
+    Publisher,
+}
+
+impl Supervisor {
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        describe_all();
+        self.health.fault("store", "opening");
+        let Self {
+            options,
+            queues,
+            health,
+            publisher,
+            mut publisher_task,
+        } = self;
+        let (store, committer, ids) = open_store(&options, &queues).await?;
+        health.clear("store");
+        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let dead_letters: BTreeSet<String> = queues
+            .iter()
+            .map(|(queue, _)| queue.dead_letter.clone())
+            .collect();
+        publisher_task.keep_queues(dead_letters);
+
+        let mut tasks: JoinSet<(Task, Result<(), RunError>)> = JoinSet::new();
+        tasks.spawn({
+            let stopping = stopping.clone();
+            async move {
+                let ended = committer.run(stopping).await;
+                (Task::Committer, ended.map_err(RunError::StoreFailed))
+            }
+        });
+        tasks.spawn({
+            let stopping = stopping.clone();
+            async move {
+                publisher_task.run(stopping).await;
+                (Task::Publisher, Ok(()))
+            }
+        });
+        let mut consumers = queues.len();
+        for ((queue_options, handler), id) in queues.into_iter().zip(ids) {
+            let queue = Arc::new(Queue::new(QueueParts {
+                options: queue_options,
+                id,
+                handler,
+                store: store.clone(),
+                publisher: publisher.clone(),
+                health: health.clone(),
+                draining: draining.clone(),
+            }));
+            let consumer = Consumer::new(queue, Arc::clone(&options.broker), options.drain);
+            tasks.spawn(async move { (Task::Consumer, consumer.run().await) });
+        }
+        drop(store);
+
+        let mut shutdown = std::pin::pin!(shutdown);
+        while consumers > 0 {
+            tokio::select! {
+                biased;
+                Some(ended) = tasks.join_next() => match Self::ended(ended)? {
+                    Task::Consumer => consumers -= 1,
+                    // Neither ends before it is told to.
+                    Task::Committer => return Err(RunError::Ended { task: "committer" }),
+                    Task::Publisher => return Err(RunError::Ended { task: "publisher" }),
+                },
+                () = &mut shutdown, if !draining.is_cancelled() => {
+                    info!(drain = ?options.drain, "draining: no new run, running handlers finish");
+                    draining.cancel();
+                }
+            }
+        }
+        stopping.cancel();
+        while let Some(ended) = tasks.join_next().await {
+            Self::ended(ended)?;
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    fn ended(ended: Result<(Task, Result<(), RunError>), JoinError>) -> Result<Task, RunError> {
+        match ended {
+            Ok((task, Ok(()))) => Ok(task),
+            Ok((_, Err(failed))) => {
+                error!(error = %failed, "the worker stops");
+                Err(failed)
+            }
+            Err(error) => {
+                let failed = RunError::Bug {
+                    task: "supervised task",
+                    queue: String::new(),
+                    error,
+                };
+                error!(error = %failed, "the worker stops");
+                Err(failed)
+            }
+        }
+    }
+}
+
+async fn open_store(
+    options: &Options,
+    queues: &[Registered],
+) -> Result<(Store, Committer, Vec<QueueId>), RunError> {
+    let retentions: Vec<QueueRetention> = queues
+        .iter()
+        .map(|(queue, _)| QueueRetention {
+            name: queue.queue.clone(),
+            retention: queue.retention,
+        })
+        .collect();
+    let progress = |records: u64| info!(records, "reading the store");
+    Store::open(&options.store, &retentions, &progress)
+        .await
+        .map_err(RunError::StoreFailed)
+}

@@ -1,0 +1,209 @@
+//! Which tags of a channel may be acknowledged, and how with the fewest frames.
+//!
+//! Pure. Tags of a channel are dense and rise from 1. The longest finished prefix takes one `multiple` ack. A finished
+//! tag behind an unfinished one waits a little for the gap to close, then is acked alone. A `multiple` ack never covers
+//! an unfinished tag and always names one that is still outstanding: anything else closes the channel with 406.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a finished tag waits for the gap before it to close: about one group of commits.
+///
+/// Longer saves frames, shorter frees the prefetch window sooner.
+const STRAGGLER_WAIT: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Default)]
+pub(crate) struct AckWindow {
+    /// Tags before this one plus one are settled; tags start at 1.
+    settled_before: u64,
+    slots: VecDeque<Slot>,
+    /// Slots that are finished and not acked.
+    finished: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Unfinished,
+    Finished(Instant),
+    Acked,
+}
+
+impl AckWindow {
+    /// Tags that are finished and wait to be acked.
+    pub(crate) const fn unacked(&self) -> usize {
+        self.finished
+    }
+
+    /// The tag's outcome is persisted. Once a tag.
+    pub(crate) fn finish(&mut self, tag: u64, now: Instant) {
+        let index = tag.checked_sub(self.settled_before + 1);
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        let Some(index) = index else {
+            unreachable!("tag {tag} was settled before")
+        };
+        if self.slots.len() <= index {
+            self.slots.resize(index + 1, Slot::Unfinished);
+        }
+        if let Some(slot) = self.slots.get_mut(index) {
+            assert_eq!(*slot, Slot::Unfinished, "tag {tag} was settled before");
+            *slot = Slot::Finished(now);
+            self.finished += 1;
+        }
+    }
+
+    /// The tag to name in one `multiple` ack, if anything leads the window.
+    pub(crate) fn take_prefix(&mut self) -> Option<u64> {
+        let mut named = None;
+        while let Some(slot) = self.slots.front() {
+            match slot {
+                Slot::Unfinished => break,
+                Slot::Finished(_) => {
+                    named = Some(self.settled_before + 1);
+                    self.finished -= 1;
+                }
+                Slot::Acked => {}
+            }
+            self.slots.pop_front();
+            self.settled_before += 1;
+        }
+        named
+    }
+
+    /// Finished tags behind an unfinished one that have waited long enough, to be acked one by one.
+    pub(crate) fn take_stragglers(&mut self, now: Instant) -> Vec<u64> {
+        self.take_finished(|finished_at| now.duration_since(finished_at) >= STRAGGLER_WAIT)
+    }
+
+    /// All finished tags behind an unfinished one: the channel is about to close.
+    pub(crate) fn take_rest(&mut self) -> Vec<u64> {
+        self.take_finished(|_| true)
+    }
+
+    /// When the next straggler has waited long enough.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        if self.finished == 0 {
+            return None;
+        }
+        let finished_at = |slot: &Slot| match slot {
+            Slot::Finished(finished_at) => Some(*finished_at + STRAGGLER_WAIT),
+            Slot::Unfinished | Slot::Acked => None,
+        };
+        self.slots.iter().filter_map(finished_at).min()
+    }
+
+    fn take_finished(&mut self, is_due: impl Fn(Instant) -> bool) -> Vec<u64> {
+        let mut taken = Vec::new();
+        if self.finished == 0 {
+            return taken;
+        }
+        for (offset, slot) in self.slots.iter_mut().enumerate() {
+            if let Slot::Finished(finished_at) = slot
+                && is_due(*finished_at)
+            {
+                *slot = Slot::Acked;
+                self.finished -= 1;
+                taken.push(self.settled_before + 1 + offset as u64);
+            }
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a broker holds of a channel, and what it says to an ack.
+    struct Broker {
+        outstanding: BTreeSet<u64>,
+    }
+
+    impl Broker {
+        fn ack(&mut self, tag: u64, multiple: bool) -> Vec<u64> {
+            assert!(
+                self.outstanding.contains(&tag),
+                "406: {tag} is not outstanding"
+            );
+            let acked: Vec<u64> = if multiple {
+                self.outstanding.range(..=tag).copied().collect()
+            } else {
+                vec![tag]
+            };
+            acked
+                .iter()
+                .for_each(|tag| assert!(self.outstanding.remove(tag)));
+            acked
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        #[test]
+        fn every_finished_tag_is_acked_once_and_no_other(
+            order in Just((1..=60u64).collect::<Vec<_>>()).prop_shuffle(),
+            steps in proptest::collection::vec((0usize..8, 0u64..8), 1..80),
+            finish_all: bool,
+        ) {
+            let mut now = Instant::now();
+            let mut window = AckWindow::default();
+            let mut broker = Broker { outstanding: (1..=60).collect() };
+            let mut finished = BTreeSet::new();
+            let mut acked = BTreeSet::new();
+            let mut order = order.into_iter();
+            let mut settle = |window: &mut AckWindow, rest: bool, now: Instant,
+                              finished: &BTreeSet<u64>| {
+                let prefix = window.take_prefix().map(|tag| (tag, true));
+                let alone = if rest { window.take_rest() } else { window.take_stragglers(now) };
+                let alone = alone.into_iter().map(|tag| (tag, false));
+                for (tag, multiple) in prefix.into_iter().chain(alone) {
+                    for tag in broker.ack(tag, multiple) {
+                        assert!(finished.contains(&tag), "{tag} is acked and not finished");
+                        assert!(acked.insert(tag));
+                    }
+                }
+                acked.len()
+            };
+            for (finish, wait_ms) in steps {
+                now += Duration::from_millis(wait_ms);
+                for tag in order.by_ref().take(finish) {
+                    window.finish(tag, now);
+                    finished.insert(tag);
+                }
+                settle(&mut window, false, now, &finished);
+            }
+            if finish_all {
+                for tag in order {
+                    window.finish(tag, now);
+                    finished.insert(tag);
+                }
+            }
+            prop_assert_eq!(settle(&mut window, true, now, &finished), finished.len());
+            prop_assert!(window.next_due().is_none());
+        }
+    }
+
+    #[test]
+    fn a_prefix_takes_one_frame_and_a_straggler_waits_for_its_gap() {
+        let now = Instant::now();
+        let mut window = AckWindow::default();
+        for tag in [1, 2, 4] {
+            window.finish(tag, now);
+        }
+        assert_eq!(window.take_prefix(), Some(2));
+        assert!(window.take_stragglers(now).is_empty());
+        assert_eq!(window.next_due(), Some(now + STRAGGLER_WAIT));
+        window.finish(3, now);
+        assert_eq!(window.take_prefix(), Some(4));
+        window.finish(6, now);
+        assert_eq!(window.take_stragglers(now + STRAGGLER_WAIT), [6]);
+        window.finish(5, now);
+        assert_eq!(window.take_prefix(), Some(5));
+    }
+}

@@ -1,0 +1,132 @@
+//! What the store needs of an engine: ordered rows, and batches that are atomic and on stable storage.
+//!
+//! The engine knows nothing of records. A commit that returned `Ok` survives a power cut; after one that returned an
+//! error the engine is not to be used again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+/// Most operations in one batch: sled 0.34.7 degrades with larger ones.
+pub(crate) const BATCH_OPS_MAX: usize = 256;
+
+/// Most bytes of keys and values in one batch: sled reuses a segment only after 512 KiB of log, and must not do so
+/// between two syncs.
+pub(crate) const BATCH_BYTES_MAX: usize = 384 * 1024;
+
+/// Most bytes of one value: with up to 17 of them in a leaf, no page of sled grows into a blob file, which it never
+/// syncs.
+pub(crate) const VALUE_BYTES_MAX: usize = 4096;
+
+/// Rows to write and remove together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Batch {
+    ops: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    bytes: usize,
+}
+
+impl Batch {
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        assert!(
+            value.len() <= VALUE_BYTES_MAX,
+            "a value larger than {VALUE_BYTES_MAX} bytes"
+        );
+        self.bytes += key.len() + value.len();
+        self.ops.push((key, Some(value)));
+    }
+
+    pub(crate) fn remove(&mut self, key: Vec<u8>) {
+        self.bytes += key.len();
+        self.ops.push((key, None));
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.ops.len()
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn into_ops(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+        assert!(
+            self.ops.len() <= BATCH_OPS_MAX,
+            "a batch of more than {BATCH_OPS_MAX} operations"
+        );
+        self.ops
+    }
+}
+
+/// A row as it is read.
+pub(crate) type Row = (Vec<u8>, Vec<u8>);
+
+/// An embedded ordered engine.
+pub(crate) trait Backend: Send + Sync + 'static {
+    /// The value of a key.
+    fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>>;
+
+    /// At most `limit` rows with keys of this prefix that are greater than `after`, in order.
+    fn scan<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: Option<&'a [u8]>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Row>, StoreError>>;
+
+    /// Applies all or nothing and returns when it is on stable storage.
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Size of the files, in bytes.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// What went wrong with the store, by what is to be done.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Another process has the store open: stop it, or give this worker a directory of its own.
+    #[error("the store {path} is in use by another process; stop that one first", path = .path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The directory cannot be made or opened: mend its rights or the path.
+    #[error("the store {path} cannot be opened: {reason}", path = .path.display())]
+    Unusable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The store's contents are not what was written: restore it, or start with an empty directory and a gap in memory.
+    #[error("the store {path} is damaged: {reason}", path = .path.display())]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// Which row, and what is wrong with it.
+        reason: String,
+    },
+    /// The store was written by another version: use that one to export it.
+    #[error("the store {path} has format {found}, this version reads format {known}", path = .path.display())]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// The format number that was found.
+        found: u16,
+        /// The format number that this version writes.
+        known: u16,
+    },
+    /// A write or a sync failed: nothing more is acknowledged; mend the disk and start again.
+    #[error("the store {path} failed: {reason}; nothing more is acknowledged", path = .path.display())]
+    Failed {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        reason: Arc<str>,
+    },
+}

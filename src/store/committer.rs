@@ -1,0 +1,436 @@
+//! The one writer: everything that waits becomes one group, one batch, one sync; then, and only then, it is told.
+//!
+//! No timer and no window to tune: while one group syncs, the next one gathers, so groups grow with load. After a sync
+//! the index learns of the records before anybody is told. After a failure nothing is told any more, and
+//! the waiting commits are dropped. Collection of expired blocks rides in the same batches.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, StoreError};
+use super::record::{self, BlockBuilder, Location, QueueId};
+use super::{Change, Commit, OnPersisted, Persisted, Shared};
+use crate::identity::Identity;
+use crate::telemetry::StoreMetrics;
+
+/// Commits that may wait: more than one group can ever hold, so that a sync never waits for work.
+pub(super) const COMMITS_WAITING_MAX: usize = 16 * 1024;
+
+/// Most expired blocks that one group removes: about as many as it can add, so collection keeps up.
+const COLLECT_BLOCKS_MAX: usize = 96;
+
+/// Operations and bytes of a batch that are kept for collection.
+const COLLECT_OPS: usize = COLLECT_BLOCKS_MAX + 8;
+const COLLECT_BYTES: usize = COLLECT_OPS * 32;
+
+/// How often expired blocks are looked for and the size is looked at when nothing is committed.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often attempts of messages that never came back are looked through.
+const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
+const DISK_OVERHEAD: u64 = 2;
+
+/// What the committer knows of the blocks on disk.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    next_sequence: u64,
+    /// The block of each queue that expires first, and when it was committed.
+    oldest: BTreeMap<QueueId, (Location, u64)>,
+    live_bytes: u64,
+}
+
+impl Journal {
+    /// Takes a block into account; blocks of one queue come in order.
+    pub(super) fn add(&mut self, location: Location, committed_at_ms: u64, value_bytes: usize) {
+        self.next_sequence = self.next_sequence.max(location.sequence() + 1);
+        self.live_bytes += value_bytes as u64;
+        self.oldest
+            .entry(location.queue())
+            .or_insert((location, committed_at_ms));
+    }
+}
+
+/// Writes groups of commits.
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    commits: mpsc::Receiver<Commit>,
+    waiting: VecDeque<Commit>,
+    buffer: Vec<Commit>,
+    journal: Journal,
+    size_bytes_max: u64,
+    looked_at_size: Instant,
+    looked_for_orphans: Instant,
+    metrics: StoreMetrics,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer")
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Committer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        commits: mpsc::Receiver<Commit>,
+        journal: Journal,
+        size_bytes_max: u64,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            commits,
+            waiting: VecDeque::new(),
+            buffer: Vec::new(),
+            journal,
+            size_bytes_max,
+            looked_at_size: now,
+            looked_for_orphans: now,
+            metrics: StoreMetrics::new(),
+        }
+    }
+
+    /// Runs until `stopping`, and until all that was handed in before is durable.
+    ///
+    /// # Errors
+    ///
+    /// The first failure of the engine: nothing more is durable from then on.
+    pub(crate) async fn run(mut self, stopping: CancellationToken) -> Result<(), StoreError> {
+        self.look_at_size();
+        let ended = self.write_groups(&stopping).await;
+        if ended.is_err() {
+            self.shared.failed.store(true, Ordering::Release);
+        }
+        ended
+    }
+
+    async fn write_groups(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
+        loop {
+            if self.waiting.is_empty() {
+                tokio::select! {
+                    biased;
+                    // Cancel-safe: what it received is in the buffer only if it returned.
+                    received = self.commits.recv_many(&mut self.buffer, COMMITS_WAITING_MAX) => {
+                        if received == 0 {
+                            return Ok(());
+                        }
+                    }
+                    () = stopping.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(IDLE_INTERVAL) => {}
+                }
+                self.waiting.extend(self.buffer.drain(..));
+            }
+            while self.waiting.len() < COMMITS_WAITING_MAX
+                && let Ok(commit) = self.commits.try_recv()
+            {
+                self.waiting.push_back(commit);
+            }
+            self.write_group().await?;
+        }
+    }
+
+    async fn write_group(&mut self) -> Result<(), StoreError> {
+        let now_ms = self.shared.clock.now_ms();
+        let mut group = Group::default();
+        while let Some(commit) = self.waiting.pop_front() {
+            if let Err(commit) = group.add(commit) {
+                self.waiting.push_front(*commit);
+                break;
+            }
+        }
+        self.collect(&mut group, now_ms).await?;
+        self.collect_orphans(&mut group, now_ms);
+        let Group {
+            mut batch,
+            blocks,
+            told,
+            changes,
+            ..
+        } = group;
+        let mut records = Vec::with_capacity(told.len());
+        for (queue, block) in blocks
+            .into_iter()
+            .flat_map(|(queue, blocks)| blocks.into_iter().map(move |block| (queue, block)))
+        {
+            let location = Location::new(queue, self.journal.next_sequence);
+            let value = block.builder.finish(now_ms);
+            self.journal.add(location, now_ms, value.len());
+            batch.put(location.key(), value);
+            records.extend(
+                block
+                    .identities
+                    .into_iter()
+                    .map(|identity| (identity, location)),
+            );
+        }
+        if batch.is_empty() {
+            self.look_at_size();
+            return Ok(());
+        }
+
+        let started = Instant::now();
+        self.shared.backend.commit(batch).await?;
+        let synced = Instant::now();
+
+        // The index first: whoever is told lets go of its claim, and the next twin must find the record.
+        for (identity, location) in records {
+            self.shared.index.insert(identity, location);
+        }
+        self.apply(changes);
+        self.metrics
+            .sync_seconds
+            .record(synced.duration_since(started).as_secs_f64());
+        self.metrics.records_per_sync.record(told.len() as f64);
+        for (submitted, on_persisted) in told {
+            self.metrics
+                .commit_seconds
+                .record(synced.duration_since(submitted).as_secs_f64());
+            on_persisted(Persisted(()));
+        }
+        if synced.duration_since(self.looked_at_size) >= IDLE_INTERVAL {
+            self.look_at_size();
+        }
+        Ok(())
+    }
+
+    fn apply(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut rows = self.shared.rows();
+        for change in changes {
+            match change {
+                Change::PutAttempts(identity, attempts) => {
+                    rows.attempts.insert(identity, attempts);
+                }
+                Change::RemoveAttempts(identity) => {
+                    rows.attempts.remove(&identity);
+                }
+                Change::PutPending(identity) => {
+                    rows.pending.insert(identity, ());
+                }
+                Change::RemovePending(identity) => {
+                    rows.pending.remove(&identity);
+                }
+            }
+        }
+    }
+
+    /// Removes blocks in which everything is past its queue's retention.
+    async fn collect(&mut self, group: &mut Group, now_ms: u64) -> Result<(), StoreError> {
+        let mut room = COLLECT_BLOCKS_MAX;
+        let expired: Vec<(QueueId, u64)> = {
+            let rows = self.shared.rows();
+            let oldest = self.journal.oldest.iter();
+            oldest
+                .filter_map(|(queue, (_, committed_at_ms))| {
+                    let retention_ms = rows.queues.get(queue)?.retention_ms;
+                    let expired = committed_at_ms.saturating_add(retention_ms) <= now_ms;
+                    expired.then_some((*queue, retention_ms))
+                })
+                .collect()
+        };
+        for (queue, retention_ms) in expired {
+            let prefix = record::block_prefix(queue);
+            let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
+            self.journal.oldest.remove(&queue);
+            for (key, value) in rows {
+                let location =
+                    Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
+                let block: record::Block = record::unseal(&value).map_err(|error| {
+                    self.shared
+                        .damaged(format!("block {}: {error}", location.sequence()))
+                })?;
+                let is_expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
+                if !is_expired || room == 0 {
+                    self.journal
+                        .oldest
+                        .insert(queue, (location, block.committed_at_ms));
+                    break;
+                }
+                room -= 1;
+                self.forget(group, location, &block, value.len());
+                group.batch.remove(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// The index forgets before the disk does: a look-up never meets an entry without its block.
+    fn forget(
+        &mut self,
+        group: &mut Group,
+        location: Location,
+        block: &record::Block,
+        value_bytes: usize,
+    ) {
+        for record in &block.records {
+            self.shared.index.remove(record.identity, location);
+            let mut rows = self.shared.rows();
+            if group.has_room_for_row() && rows.pending.remove(&record.identity).is_some() {
+                group.batch.remove(record::pending_key(record.identity));
+            }
+        }
+        self.journal.live_bytes = self.journal.live_bytes.saturating_sub(value_bytes as u64);
+        self.metrics.collected.increment(block.records.len() as u64);
+    }
+
+    /// Attempts of messages that the broker never delivered again: purged, expired or moved away.
+    fn collect_orphans(&mut self, group: &mut Group, now_ms: u64) {
+        let now = Instant::now();
+        if now.duration_since(self.looked_for_orphans) < ORPHANS_INTERVAL {
+            return;
+        }
+        self.looked_for_orphans = now;
+        let rows = self.shared.rows();
+        let orphans = rows.attempts.iter().filter(|(_, attempts)| {
+            let retention_ms = rows
+                .queues
+                .get(&attempts.queue)
+                .map_or(0, |row| row.retention_ms);
+            attempts.updated_at_ms.saturating_add(retention_ms) <= now_ms
+        });
+        for (identity, _) in orphans {
+            if !group.has_room_for_row() {
+                break;
+            }
+            group.batch.remove(record::attempts_key(*identity));
+            group.changes.push(Change::RemoveAttempts(*identity));
+        }
+    }
+
+    /// Stops intake before the files pass the limit, and lets it go on when there is room.
+    ///
+    /// sled's files do not shrink, they are filled again; so room is counted by what lives in them.
+    fn look_at_size(&mut self) {
+        self.looked_at_size = Instant::now();
+        let disk_bytes = self.shared.backend.disk_bytes();
+        let limit = self.size_bytes_max;
+        self.metrics.store_bytes.set(disk_bytes as f64);
+        self.metrics.index_ids.set(self.shared.index.len() as f64);
+        let live_bytes = self.journal.live_bytes.saturating_mul(DISK_OVERHEAD);
+        let was_full = *self.shared.full.borrow();
+        let percent = |percent: u64| limit / 100 * percent;
+        let is_full = if was_full {
+            disk_bytes >= percent(95) && live_bytes >= percent(80)
+        } else {
+            disk_bytes >= percent(95) && live_bytes >= percent(90)
+        };
+        if is_full != was_full {
+            self.metrics.store_full.set(if is_full { 1.0 } else { 0.0 });
+            if is_full {
+                warn!(
+                    store_bytes = disk_bytes,
+                    max_size_bytes = limit,
+                    "the store is full, intake is stopped until records expire: raise max_size or shorten retention"
+                );
+            } else {
+                info!(
+                    store_bytes = disk_bytes,
+                    "the store has room again, intake goes on"
+                );
+            }
+            self.shared.full.send_replace(is_full);
+        }
+    }
+}
+
+/// Commits on their way into one batch.
+#[derive(Default)]
+struct Group {
+    batch: Batch,
+    blocks: BTreeMap<QueueId, Vec<OpenBlock>>,
+    blocks_bytes: usize,
+    blocks_count: usize,
+    told: Vec<(Instant, OnPersisted)>,
+    changes: Vec<Change>,
+    encoded: Vec<u8>,
+}
+
+#[derive(Default)]
+struct OpenBlock {
+    builder: BlockBuilder,
+    identities: Vec<Identity>,
+}
+
+/// Bytes of key and value that a row beside the records takes at most.
+const ROW_BYTES_MAX: usize = 128;
+
+impl Group {
+    /// Takes the whole commit in, or gives it back for the next group.
+    fn add(&mut self, commit: Commit) -> Result<(), Box<Commit>> {
+        if let Some(record) = &commit.record {
+            record::encode_record(record, &mut self.encoded);
+        }
+        let ops = self.batch.len() + self.blocks_count + commit.rows.len() + 1;
+        let bytes = self.batch.bytes()
+            + self.blocks_bytes
+            + commit.rows.len() * ROW_BYTES_MAX
+            + self.encoded.len()
+            + ROW_BYTES_MAX;
+        if ops > BATCH_OPS_MAX - COLLECT_OPS || bytes > BATCH_BYTES_MAX - COLLECT_BYTES {
+            assert!(!self.told.is_empty(), "a commit that no batch can hold");
+            return Err(Box::new(commit));
+        }
+        if let Some(record) = &commit.record {
+            self.add_record(commit.queue, record.identity);
+        }
+        for change in commit.rows {
+            self.add_change(change);
+        }
+        self.told.push((commit.submitted, commit.on_persisted));
+        Ok(())
+    }
+
+    fn add_record(&mut self, queue: QueueId, identity: Identity) {
+        let blocks = self.blocks.entry(queue).or_default();
+        if let Some(block) = blocks.last_mut()
+            && block.builder.push(&self.encoded)
+        {
+            block.identities.push(identity);
+            self.blocks_bytes += self.encoded.len();
+            return;
+        }
+        let mut block = OpenBlock::default();
+        block.builder.push(&self.encoded);
+        block.identities.push(identity);
+        self.blocks_bytes += block.builder.bytes() + ROW_BYTES_MAX;
+        self.blocks_count += 1;
+        blocks.push(block);
+    }
+
+    fn add_change(&mut self, change: Change) {
+        match &change {
+            Change::PutAttempts(identity, attempts) => {
+                self.batch
+                    .put(record::attempts_key(*identity), record::seal(attempts));
+            }
+            Change::RemoveAttempts(identity) => {
+                self.batch.remove(record::attempts_key(*identity));
+            }
+            Change::PutPending(identity) => {
+                self.batch
+                    .put(record::pending_key(*identity), record::seal(&()));
+            }
+            Change::RemovePending(identity) => {
+                self.batch.remove(record::pending_key(*identity));
+            }
+        }
+        self.changes.push(change);
+    }
+
+    const fn has_room_for_row(&self) -> bool {
+        self.batch.len() + self.blocks_count < BATCH_OPS_MAX - COLLECT_BLOCKS_MAX
+    }
+}

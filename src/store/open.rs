@@ -1,0 +1,228 @@
+//! Opening the store: who owns it, which format it has, and the index rebuilt from the journal in one scan.
+//!
+//! Nothing is consumed before this ends. Damage is an error here, never a record that is silently missing.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+
+use super::backend::{Backend, Batch, StoreError};
+use super::committer::{COMMITS_WAITING_MAX, Committer, Journal};
+use super::index::Index;
+use super::record::{self, Attempts, Block, FORMAT, Location, Meta, QueueId, QueueRow};
+use super::{QueueRetention, Rows, Shared, Store, StoreOptions};
+use crate::identity::HashKey;
+
+/// Rows read at a time while scanning.
+const SCAN_ROWS: usize = 1024;
+
+/// How far the rebuilding of the index is: records so far.
+pub(crate) type OpenProgress<'a> = &'a (dyn Fn(u64) + Send + Sync);
+
+impl Store {
+    /// Opens the store or makes one, and numbers the queues.
+    ///
+    /// Gives the store, the task that writes, and the numbers of `queues` in their order.
+    pub(crate) async fn open(
+        options: &StoreOptions,
+        queues: &[QueueRetention],
+        progress: OpenProgress<'_>,
+    ) -> Result<(Self, Committer, Vec<QueueId>), StoreError> {
+        let backend = open_backend(options).await?;
+        let opening = Opening { options, backend };
+        let meta = opening.meta().await?;
+        let mut rows = opening.rows().await?;
+        let ids = opening.start_epoch(&meta, queues, &mut rows).await?;
+        let index = Index::new();
+        let journal = opening.scan_blocks(&index, progress).await?;
+
+        let (full, _) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            path: options.path.clone(),
+            backend: opening.backend,
+            index,
+            hash_key: HashKey::new(meta.hash_key),
+            epoch: meta.epoch,
+            clock: options.clock.clone(),
+            rows: Mutex::new(rows),
+            full,
+            failed: AtomicBool::new(false),
+        });
+        let (commits, waiting) = mpsc::channel(COMMITS_WAITING_MAX);
+        let committer = Committer::new(
+            Arc::clone(&shared),
+            waiting,
+            journal,
+            options.size_bytes_max,
+        );
+        Ok((Self { shared, commits }, committer, ids))
+    }
+}
+
+#[cfg(any(test, feature = "testkit"))]
+async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    match &options.simulated {
+        Some(disk) => Ok(Arc::new(disk.open()?)),
+        None => open_sled(options).await,
+    }
+}
+
+#[cfg(not(any(test, feature = "testkit")))]
+async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    open_sled(options).await
+}
+
+async fn open_sled(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    let (path, cache_bytes) = (options.path.clone(), options.cache_bytes);
+    let opened =
+        tokio::task::spawn_blocking(move || super::sled::SledBackend::open(&path, cache_bytes));
+    match opened.await {
+        Ok(opened) => Ok(Arc::new(opened?)),
+        Err(panicked) => Err(StoreError::Damaged {
+            path: options.path.clone(),
+            reason: format!("opening it panicked: {panicked}"),
+        }),
+    }
+}
+
+struct Opening<'a> {
+    options: &'a StoreOptions,
+    backend: Arc<dyn Backend>,
+}
+
+impl Opening<'_> {
+    /// The store's own row, with the epoch of this opening; a fresh one if the store is new.
+    async fn meta(&self) -> Result<Meta, StoreError> {
+        let Some(value) = self.backend.get(record::META_KEY).await? else {
+            if self.backend.scan(b"", None, 1).await?.is_empty() {
+                let mut hash_key = [0; 32];
+                getrandom::fill(&mut hash_key).map_err(|error| StoreError::Unusable {
+                    path: self.options.path.clone(),
+                    reason: format!("the system gives no random key: {error}"),
+                })?;
+                return Ok(Meta {
+                    format: FORMAT,
+                    hash_key,
+                    epoch: 1,
+                });
+            }
+            return Err(self.damaged("its own row is missing"));
+        };
+        let meta: Meta = self.read("the store's own row", &value)?;
+        if meta.format != FORMAT {
+            let path = self.options.path.clone();
+            return Err(StoreError::Format {
+                path,
+                found: meta.format,
+                known: FORMAT,
+            });
+        }
+        Ok(Meta {
+            epoch: meta.epoch + 1,
+            ..meta
+        })
+    }
+
+    async fn rows(&self) -> Result<Rows, StoreError> {
+        let mut rows = Rows::default();
+        for (key, value) in self.scan_all(record::QUEUE_PREFIX).await? {
+            let number = key
+                .strip_prefix(record::QUEUE_PREFIX)
+                .and_then(|key| key.try_into().ok());
+            let Some(number) = number else {
+                return Err(self.damaged("a queue's key"));
+            };
+            rows.queues.insert(
+                QueueId(u16::from_be_bytes(number)),
+                self.read("a queue", &value)?,
+            );
+        }
+        for (key, value) in self.scan_all(record::ATTEMPTS_PREFIX).await? {
+            let identity = record::identity_of_key(record::ATTEMPTS_PREFIX, &key)
+                .ok_or_else(|| self.damaged("a key of attempts"))?;
+            rows.attempts
+                .insert(identity, self.read::<Attempts>("attempts", &value)?);
+        }
+        for (key, value) in self.scan_all(record::PENDING_PREFIX).await? {
+            let identity = record::identity_of_key(record::PENDING_PREFIX, &key)
+                .ok_or_else(|| self.damaged("a key of a pending dead letter"))?;
+            self.read::<()>("a pending dead letter", &value)?;
+            rows.pending.insert(identity, ());
+        }
+        Ok(rows)
+    }
+
+    /// Makes the new epoch and the queues' rows durable before anything else happens in it.
+    async fn start_epoch(
+        &self,
+        meta: &Meta,
+        queues: &[QueueRetention],
+        rows: &mut Rows,
+    ) -> Result<Vec<QueueId>, StoreError> {
+        let mut batch = Batch::default();
+        batch.put(record::META_KEY.to_vec(), record::seal(meta));
+        let mut ids = Vec::with_capacity(queues.len());
+        for queue in queues {
+            let known = rows.queues.iter().find(|(_, row)| row.name == queue.name);
+            let next = rows.queues.keys().next_back().map_or(0, |last| last.0 + 1);
+            let id = known.map_or(QueueId(next), |(id, _)| *id);
+            let row: QueueRow = queue.row();
+            batch.put(record::queue_key(id), record::seal(&row));
+            rows.queues.insert(id, row);
+            ids.push(id);
+        }
+        self.backend.commit(batch).await?;
+        Ok(ids)
+    }
+
+    async fn scan_blocks(
+        &self,
+        index: &Index,
+        progress: OpenProgress<'_>,
+    ) -> Result<Journal, StoreError> {
+        let mut journal = Journal::default();
+        let mut records = 0;
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let rows = self
+                .backend
+                .scan(record::BLOCK_PREFIX, after.as_deref(), SCAN_ROWS)
+                .await?;
+            let Some((last, _)) = rows.last() else {
+                return Ok(journal);
+            };
+            after = Some(last.clone());
+            for (key, value) in rows {
+                let location =
+                    Location::from_key(&key).ok_or_else(|| self.damaged("a block's key"))?;
+                let what = format!("block {}", location.sequence());
+                let block: Block = self.read(&what, &value)?;
+                records += block.records.len() as u64;
+                for record in &block.records {
+                    index.insert(record.identity, location);
+                }
+                journal.add(location, block.committed_at_ms, value.len());
+            }
+            progress(records);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn scan_all(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        self.backend.scan(prefix, None, usize::MAX).await
+    }
+
+    fn read<T: DeserializeOwned>(&self, what: &str, value: &[u8]) -> Result<T, StoreError> {
+        record::unseal(value).map_err(|error| self.damaged(format!("{what}: {error}")))
+    }
+
+    fn damaged(&self, reason: impl Into<String>) -> StoreError {
+        StoreError::Damaged {
+            path: self.options.path.clone(),
+            reason: reason.into(),
+        }
+    }
+}

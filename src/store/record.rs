@@ -1,0 +1,416 @@
+//! The rows of the store and their encoding.
+//!
+//! Pure. A row's value is a format byte, a postcard body and a CRC-32 of both. Records lie in blocks of at most
+//! 4 KiB, keyed by queue and a rising number: written once, in order, and removed whole.
+//!
+//! Key prefixes: `m` the store itself, `q` a queue, `b` a block, `a` attempts of an unfinished message, `d` a dead
+//! letter that the broker has not confirmed yet.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::backend::VALUE_BYTES_MAX;
+use crate::identity::{Fingerprint, Identity};
+
+/// Format of all rows; a change of any encoding below raises it.
+pub(crate) const FORMAT: u16 = 1;
+
+/// Longest error text in a record, in bytes; with the longest id a record still fits a block.
+pub(crate) const ERROR_BYTES_MAX: usize = 512;
+
+/// Why a message was dead-lettered; the names are the values of `x-onceward-reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The body or a header does not decode.
+    Decode,
+    /// There is no id.
+    MissingId,
+    /// The id or key is of a wrong type or too long.
+    BadId,
+    /// The id is known with another body.
+    Conflict,
+    /// The body is over the limit.
+    TooLarge,
+    /// The handler said that no attempt can succeed.
+    Rejected,
+    /// The last attempt failed.
+    Exhausted,
+    /// The last attempt ended with the process.
+    CrashLoop,
+}
+
+impl Reason {
+    /// All of them, in order of declaration.
+    pub const ALL: [Self; 8] = [
+        Self::Decode,
+        Self::MissingId,
+        Self::BadId,
+        Self::Conflict,
+        Self::TooLarge,
+        Self::Rejected,
+        Self::Exhausted,
+        Self::CrashLoop,
+    ];
+
+    /// The name in headers, metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::MissingId => "missing-id",
+            Self::BadId => "bad-id",
+            Self::Conflict => "conflict",
+            Self::TooLarge => "too-large",
+            Self::Rejected => "rejected",
+            Self::Exhausted => "exhausted",
+            Self::CrashLoop => "crash-loop",
+        }
+    }
+}
+
+/// How a message ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Its handler returned `Ok`.
+    Done,
+    /// It went to the dead-letter queue.
+    Dead(Box<DeadNote>),
+}
+
+/// What is kept of a dead message beside its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadNote {
+    /// Why.
+    pub reason: Reason,
+    /// The last error, cut to 512 bytes.
+    pub error: String,
+    /// The id as it came, if there was one.
+    pub id: Vec<u8>,
+    /// When it was first delivered, in milliseconds since 1970.
+    pub first_seen_ms: u64,
+}
+
+/// The outcome of one message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) identity: Identity,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) attempts: u32,
+    pub(crate) outcome: Outcome,
+}
+
+/// Records that became durable together.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Block {
+    pub(crate) committed_at_ms: u64,
+    pub(crate) records: Vec<Record>,
+}
+
+/// The store itself.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) format: u16,
+    pub(crate) hash_key: [u8; 32],
+    /// Rises at each open.
+    pub(crate) epoch: u64,
+}
+
+/// A queue that has records, kept when it is no longer configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QueueRow {
+    pub(crate) name: String,
+    pub(crate) retention_ms: u64,
+}
+
+/// Attempts at a message that has no outcome yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Attempts {
+    pub(crate) queue: QueueId,
+    pub(crate) started: u32,
+    /// Whether the last one had not ended when this was written.
+    pub(crate) unfinished: bool,
+    pub(crate) first_seen_ms: u64,
+    pub(crate) updated_at_ms: u64,
+}
+
+/// Number of a queue in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct QueueId(pub(crate) u16);
+
+/// Where a block is: queue in the upper 16 bits, number in the lower 48.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Location(u64);
+
+const SEQUENCE_BITS: u32 = 48;
+
+impl Location {
+    pub(crate) fn new(queue: QueueId, sequence: u64) -> Self {
+        assert!(sequence < 1 << SEQUENCE_BITS, "2^48 blocks were written");
+        Self(u64::from(queue.0) << SEQUENCE_BITS | sequence)
+    }
+
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn key(self) -> Vec<u8> {
+        [&b"b"[..], &self.0.to_be_bytes()].concat()
+    }
+
+    pub(crate) fn from_key(key: &[u8]) -> Option<Self> {
+        let bits = key.strip_prefix(b"b")?.try_into().ok()?;
+        Some(Self(u64::from_be_bytes(bits)))
+    }
+
+    pub(crate) const fn sequence(self) -> u64 {
+        self.0 & ((1 << SEQUENCE_BITS) - 1)
+    }
+
+    pub(crate) const fn queue(self) -> QueueId {
+        QueueId((self.0 >> SEQUENCE_BITS) as u16)
+    }
+}
+
+pub(crate) const META_KEY: &[u8] = b"m";
+pub(crate) const QUEUE_PREFIX: &[u8] = b"q";
+pub(crate) const BLOCK_PREFIX: &[u8] = b"b";
+pub(crate) const ATTEMPTS_PREFIX: &[u8] = b"a";
+pub(crate) const PENDING_PREFIX: &[u8] = b"d";
+
+pub(crate) fn queue_key(queue: QueueId) -> Vec<u8> {
+    [QUEUE_PREFIX, &queue.0.to_be_bytes()].concat()
+}
+
+pub(crate) fn block_prefix(queue: QueueId) -> Vec<u8> {
+    [BLOCK_PREFIX, &queue.0.to_be_bytes()].concat()
+}
+
+pub(crate) fn attempts_key(identity: Identity) -> Vec<u8> {
+    [ATTEMPTS_PREFIX, identity.as_bytes()].concat()
+}
+
+pub(crate) fn pending_key(identity: Identity) -> Vec<u8> {
+    [PENDING_PREFIX, identity.as_bytes()].concat()
+}
+
+/// The identity in a key of this prefix.
+pub(crate) fn identity_of_key(prefix: &[u8], key: &[u8]) -> Option<Identity> {
+    key.strip_prefix(prefix)?
+        .try_into()
+        .ok()
+        .map(Identity::from_bytes)
+}
+
+/// First byte of every value.
+const VALUE_FORMAT: u8 = 1;
+const CHECKSUM_BYTES: usize = 4;
+
+/// Why a value cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UnsealError {
+    #[error("{0} bytes are too short for a row")]
+    Short(usize),
+    #[error("checksum does not match")]
+    Checksum,
+    #[error("row format {0} is unknown")]
+    Format(u8),
+    #[error("contents do not decode")]
+    Contents,
+}
+
+/// Encodes a value with format and checksum.
+pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
+    let body = postcard::to_extend(value, vec![VALUE_FORMAT]);
+    // Only a type that serde cannot encode fails here, and all of ours are plain.
+    #[expect(
+        clippy::expect_used,
+        reason = "rows are plain data, which postcard always encodes"
+    )]
+    let body = body.expect("rows are plain data");
+    checksummed(body)
+}
+
+/// Decodes what [`seal`] wrote, or says what is wrong with it.
+pub(crate) fn unseal<T: DeserializeOwned>(value: &[u8]) -> Result<T, UnsealError> {
+    let Some((body, checksum)) = value.split_last_chunk::<CHECKSUM_BYTES>() else {
+        return Err(UnsealError::Short(value.len()));
+    };
+    if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
+        return Err(UnsealError::Checksum);
+    }
+    match body.split_first() {
+        None => Err(UnsealError::Short(value.len())),
+        Some((&VALUE_FORMAT, contents)) => match postcard::take_from_bytes(contents) {
+            Ok((value, [])) => Ok(value),
+            Ok(_) | Err(_) => Err(UnsealError::Contents),
+        },
+        Some((&format, _)) => Err(UnsealError::Format(format)),
+    }
+}
+
+fn checksummed(mut body: Vec<u8>) -> Vec<u8> {
+    let checksum = crc32fast::hash(&body);
+    body.extend_from_slice(&checksum.to_le_bytes());
+    body
+}
+
+/// Packs records into one block, encoding each once.
+#[derive(Debug, Default)]
+pub(crate) struct BlockBuilder {
+    records: Vec<u8>,
+    count: u32,
+}
+
+/// Room for everything but the records: format, time (10), count (5), checksum.
+const BLOCK_OVERHEAD_BYTES: usize = 1 + 10 + 5 + CHECKSUM_BYTES;
+
+impl BlockBuilder {
+    /// Adds the record, unless it no longer fits.
+    pub(crate) fn push(&mut self, record: &[u8]) -> bool {
+        let fits = self.records.len() + record.len() + BLOCK_OVERHEAD_BYTES <= VALUE_BYTES_MAX;
+        assert!(fits || self.count > 0, "a record larger than a block");
+        if fits {
+            self.records.extend_from_slice(record);
+            self.count += 1;
+        }
+        fits
+    }
+
+    pub(crate) const fn bytes(&self) -> usize {
+        self.records.len() + BLOCK_OVERHEAD_BYTES
+    }
+
+    /// The block's value; decodes as a [`Block`].
+    pub(crate) fn finish(self, committed_at_ms: u64) -> Vec<u8> {
+        let mut value = Vec::with_capacity(self.bytes());
+        value.push(VALUE_FORMAT);
+        varint(committed_at_ms, &mut value);
+        varint(u64::from(self.count), &mut value);
+        value.extend_from_slice(&self.records);
+        checksummed(value)
+    }
+}
+
+/// Encodes a record for [`BlockBuilder::push`].
+pub(crate) fn encode_record(record: &Record, into: &mut Vec<u8>) {
+    into.clear();
+    #[expect(
+        clippy::expect_used,
+        reason = "records are plain data, which postcard always encodes"
+    )]
+    let encoded =
+        postcard::to_extend(record, std::mem::take(into)).expect("records are plain data");
+    *into = encoded;
+}
+
+/// Postcard's variable-length integer.
+fn varint(mut number: u64, into: &mut Vec<u8>) {
+    while number >= 0x80 {
+        into.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    into.push(number as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn record() -> impl Strategy<Value = Record> {
+        let dead = (
+            0..8usize,
+            ".{0,100}",
+            proptest::collection::vec(any::<u8>(), 0..1024),
+            any::<u64>(),
+        )
+            .prop_map(|(reason, error, id, first_seen_ms)| {
+                let reason = Reason::ALL[reason];
+                Outcome::Dead(Box::new(DeadNote {
+                    reason,
+                    error,
+                    id,
+                    first_seen_ms,
+                }))
+            });
+        (
+            any::<[u8; 16]>(),
+            any::<u64>(),
+            any::<u32>(),
+            prop_oneof![9 => Just(Outcome::Done), 1 => dead],
+        )
+            .prop_map(|(identity, fingerprint, attempts, outcome)| Record {
+                identity: Identity::from_bytes(identity),
+                fingerprint: postcard::from_bytes(&fingerprint.to_le_bytes()).unwrap(),
+                attempts,
+                outcome,
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        #[test]
+        fn blocks_give_back_their_records_and_never_pass_the_limit(
+            records in proptest::collection::vec(record(), 1..200), committed_at_ms: u64,
+        ) {
+            let mut block = BlockBuilder::default();
+            let mut bytes = Vec::new();
+            let packed = records.iter().take_while(|record| {
+                encode_record(record, &mut bytes);
+                block.push(&bytes)
+            }).count();
+            let value = block.finish(committed_at_ms);
+            prop_assert!(value.len() <= VALUE_BYTES_MAX);
+            let expected = Block { committed_at_ms, records: records[..packed].to_vec() };
+            prop_assert_eq!(unseal::<Block>(&value), Ok(expected));
+        }
+
+        #[test]
+        fn a_changed_byte_is_noticed(at in 0usize..1000, flip in 1u8..) {
+            let row = QueueRow { name: "orders".to_owned(), retention_ms: 7 };
+            let mut value = seal(&row);
+            let at = at % value.len();
+            value[at] ^= flip;
+            prop_assert!(unseal::<QueueRow>(&value).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(value in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            let _ = unseal::<Block>(&value);
+            let _ = unseal::<Block>(&checksummed(value));
+        }
+
+        #[test]
+        fn locations_sort_by_queue_and_number(queue: u16, sequence in 0u64..1 << 48) {
+            let location = Location::new(QueueId(queue), sequence);
+            prop_assert_eq!(Location::from_key(&location.key()), Some(location));
+            prop_assert!(location.key().starts_with(&block_prefix(QueueId(queue))));
+            prop_assert_eq!((location.queue(), location.sequence()), (QueueId(queue), sequence));
+        }
+    }
+
+    #[test]
+    fn the_largest_record_fits_a_block() {
+        let largest = Record {
+            identity: Identity::from_bytes([255; 16]),
+            fingerprint: postcard::from_bytes(&[255; 8]).unwrap(),
+            attempts: u32::MAX,
+            outcome: Outcome::Dead(Box::new(DeadNote {
+                reason: Reason::CrashLoop,
+                error: "x".repeat(ERROR_BYTES_MAX),
+                id: vec![0; crate::identity::ID_BYTES_MAX],
+                first_seen_ms: u64::MAX,
+            })),
+        };
+        let mut bytes = Vec::new();
+        encode_record(&largest, &mut bytes);
+        assert!(BlockBuilder::default().push(&bytes));
+    }
+}

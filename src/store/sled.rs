@@ -1,0 +1,271 @@
+//! sled 0.34.7 as the engine, with what it takes to be durable: the only place that names it.
+//!
+//! sled's `flush` never calls fsync: after it, this file calls fdatasync on a descriptor of sled's log that it keeps
+//! open for life. One thread writes; nothing else applies batches. Rules that its issues and our
+//! measurements teach: one tree, batches of at most 256 operations and 384 KiB, values of at most 4 KiB, no
+//! `flush_async`, no transactions, no `drop_tree`, no use after an error.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::sync::oneshot;
+
+use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
+
+/// How often a locked store is tried again: after a kill -9 the system may hold the lock for a moment.
+const LOCK_TRIES: u32 = 25;
+const LOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Made when the store's first commit is on disk: a directory with it and without our rows has lost them.
+const MARKER: &str = "onceward.store";
+
+#[derive(Debug)]
+pub(crate) struct SledBackend {
+    path: PathBuf,
+    db: sled::Db,
+    /// Dropped before the thread is joined, which ends it.
+    writer: Option<SyncSender<Write>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Write {
+    batch: Batch,
+    answer: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl SledBackend {
+    /// Opens the store in `path` or makes one; blocks, for seconds if the store is large or still locked.
+    pub(crate) fn open(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        let unusable = |what: &str, error: &io::Error| StoreError::Unusable {
+            path: path.to_owned(),
+            reason: format!("{what}: {error}"),
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|error| unusable("making the directory", &error))?;
+        remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
+        let db = open_unlocked(path, cache_bytes)?;
+        if path.join(MARKER).exists() && db.is_empty() {
+            let reason = "it was in use before, and now it is empty".to_owned();
+            return Err(StoreError::Damaged {
+                path: path.to_owned(),
+                reason,
+            });
+        }
+        let log = sync_all_files(path).map_err(|error| unusable("syncing it", &error))?;
+        // One write at a time: the committer waits for each, the second place only saves it a wait.
+        let (writer, writes) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("onceward-store".to_owned())
+            .spawn({
+                let (db, path) = (db.clone(), path.to_owned());
+                move || write_until_closed(&db, &log, &path, &writes)
+            })
+            .map_err(|error| unusable("starting the writer thread", &error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            db,
+            writer: Some(writer),
+            thread: Some(thread),
+        })
+    }
+
+    fn failed(&self, reason: impl ToString) -> StoreError {
+        StoreError::Failed {
+            path: self.path.clone(),
+            reason: reason.to_string().into(),
+        }
+    }
+}
+
+impl Drop for SledBackend {
+    fn drop(&mut self) {
+        self.writer = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic there was caught and answered; the thread itself has nothing to say.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Backend for SledBackend {
+    fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
+        let found = self
+            .db
+            .get(key)
+            .map(|value| value.map(|value| value.to_vec()));
+        std::future::ready(found.map_err(|error| self.failed(error))).boxed()
+    }
+
+    fn scan<'a>(
+        &'a self,
+        prefix: &'a [u8],
+        after: Option<&'a [u8]>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Row>, StoreError>> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+        let rows = self
+            .db
+            .range::<&[u8], _>((from, Bound::Unbounded))
+            .take_while(|row| {
+                row.as_ref()
+                    .map_or(true, |(key, _)| key.starts_with(prefix))
+            })
+            .take(limit)
+            .map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())))
+            .collect::<Result<Vec<_>, _>>();
+        std::future::ready(rows.map_err(|error| self.failed(error))).boxed()
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            assert!(
+                batch.bytes() <= BATCH_BYTES_MAX,
+                "a batch of more than {BATCH_BYTES_MAX} bytes"
+            );
+            let (answer, answered) = oneshot::channel();
+            let gone = || self.failed("the writer thread has ended after an earlier error");
+            let writer = self.writer.as_ref().ok_or_else(gone)?;
+            writer.send(Write { batch, answer }).map_err(|_| gone())?;
+            answered.await.map_err(|_| gone())?
+        }
+        .boxed()
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.db.size_on_disk().unwrap_or(0)
+    }
+}
+
+/// A crash while sled opens leaves a half-written snapshot, which its next open takes for a damaged one (issues 1527,
+/// 1533). It holds nothing that the log does not.
+fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {
+    let config = sled::Config::new()
+        .path(path)
+        .cache_capacity(cache_bytes)
+        .flush_every_ms(None);
+    let mut tries = 1;
+    loop {
+        // sled asserts on some damaged files instead of returning an error.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+        let path = path.to_owned();
+        return match opened {
+            Ok(Ok(db)) => Ok(db),
+            Ok(Err(error)) if is_locked(&error) && tries < LOCK_TRIES => {
+                tries += 1;
+                std::thread::sleep(LOCK_RETRY_DELAY);
+                continue;
+            }
+            Ok(Err(error)) if is_locked(&error) => Err(StoreError::InUse { path }),
+            Ok(Err(sled::Error::Io(error))) => Err(StoreError::Unusable {
+                path,
+                reason: error.to_string(),
+            }),
+            Ok(Err(error)) => Err(StoreError::Damaged {
+                path,
+                reason: error.to_string(),
+            }),
+            Err(_) => Err(StoreError::Damaged {
+                path,
+                reason: "sled cannot read it".to_owned(),
+            }),
+        };
+    }
+}
+
+/// sled 0.34.7 wraps the system's `WouldBlock` into an error of kind `Other` with this text.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error)
+        if error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock"))
+}
+
+/// Makes the files themselves durable once, and gives the log's descriptor for all later syncs.
+///
+/// It stays open for life: an error of writing back is reported once, to descriptors that were open then.
+fn sync_all_files(path: &Path) -> io::Result<File> {
+    let log = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path.join("db"))?;
+    log.sync_all()?;
+    for name in ["conf", "blobs"] {
+        match File::open(path.join(name)) {
+            Ok(file) => file.sync_all()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    File::open(path)?.sync_all()?;
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    File::open(parent)?.sync_all()?;
+    Ok(log)
+}
+
+fn write_until_closed(db: &sled::Db, log: &File, path: &Path, writes: &Receiver<Write>) {
+    let mut marked = path.join(MARKER).exists();
+    while let Ok(Write { batch, answer }) = writes.recv() {
+        let written = catch_unwind(AssertUnwindSafe(|| write(db, log, batch)))
+            .unwrap_or_else(|_| Err("sled panicked".to_owned()));
+        let written = match written {
+            Ok(()) if !marked => mark(path).map_err(|error| format!("marking the store: {error}")),
+            other => other,
+        };
+        marked = true;
+        let failed = written.is_err();
+        let written = written.map_err(|reason| StoreError::Failed {
+            path: path.to_owned(),
+            reason: reason.into(),
+        });
+        // Whoever asked may be gone with the runtime: then nothing is acknowledged.
+        let _ = answer.send(written);
+        if failed {
+            // What a failed sync left on disk is unknown, and a second one would lie: no more writes.
+            return;
+        }
+    }
+}
+
+fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
+    let mut sled_batch = sled::Batch::default();
+    for (key, value) in batch.into_ops() {
+        match value {
+            Some(value) => sled_batch.insert(key, value),
+            None => sled_batch.remove(key),
+        }
+    }
+    db.apply_batch(sled_batch)
+        .map_err(|error| format!("writing: {error}"))?;
+    db.flush().map_err(|error| format!("flushing: {error}"))?;
+    log.sync_data()
+        .map_err(|error| format!("fdatasync: {error}"))
+}
+
+fn mark(path: &Path) -> io::Result<()> {
+    File::create(path.join(MARKER))?.sync_all()?;
+    File::open(path)?.sync_all()
+}

@@ -1,0 +1,191 @@
+//! All metrics in one table, and handles to them that cost no look-up per message.
+//!
+//! Labels come from closed sets and the configured queues, never from ids or keys. Every series exists from the start
+//! with 0, so that a rate over it is right from the first scrape.
+
+use metrics::{Counter, Gauge, Histogram, Unit, counter, gauge, histogram};
+
+use crate::store::Reason;
+
+/// What a metric counts or measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetricKind {
+    /// Rises only.
+    Counter,
+    /// A current value.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+/// One row of the table of metrics.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Metric {
+    /// Its name, with unit and, for counters, `_total`.
+    pub name: &'static str,
+    /// What it is.
+    pub kind: MetricKind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+const fn metric(
+    name: &'static str,
+    kind: MetricKind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+use MetricKind::{Counter as C, Gauge as G, Histogram as H};
+
+/// Every metric that the runtime emits.
+#[rustfmt::skip]
+pub const METRICS: &[Metric] = &[
+    metric("onceward_received_total", C, &["queue"], "deliveries from the broker"),
+    metric("onceward_done_total", C, &["queue"], "messages whose handler finished and whose outcome is durable"),
+    metric("onceward_duplicates_total", C, &["queue"], "deliveries of a message that was known, being worked on or done"),
+    metric("onceward_conflicts_total", C, &["queue"], "deliveries of a known id with another body"),
+    metric("onceward_retries_total", C, &["queue"], "attempts that failed and will be repeated"),
+    metric("onceward_dead_total", C, &["queue", "reason"], "messages confirmed in the dead-letter queue"),
+    metric("onceward_returned_total", C, &["queue"], "deliveries left to the broker by a lost connection or a drain"),
+    metric("onceward_settled_total", C, &["queue", "result"], "acknowledgements: acked, stale (of a lost connection) or failed"),
+    metric("onceward_reconnects_total", C, &["queue"], "consuming connections that were lost"),
+    metric("onceward_in_flight", G, &["queue"], "handlers running now"),
+    metric("onceward_waiting", G, &["queue"], "deliveries waiting for their key, a free handler or a retry"),
+    metric("onceward_blocked", G, &["queue"], "1 while a message that cannot be parsed blocks the queue"),
+    metric("onceward_handler_seconds", H, &["queue"], "time of one attempt"),
+    metric("onceward_delivery_to_ack_seconds", H, &["queue"], "time from delivery to acknowledgement"),
+    metric("onceward_commit_seconds", H, &[], "time from handing in a commit to its durability"),
+    metric("onceward_sync_seconds", H, &[], "time of writing and syncing one group"),
+    metric("onceward_records_per_sync", H, &[], "commits that one sync made durable"),
+    metric("onceward_index_ids", G, &[], "retained ids in memory"),
+    metric("onceward_store_bytes", G, &[], "size of the store's files"),
+    metric("onceward_store_full", G, &[], "1 while the store is over its size limit and intake is stopped"),
+    metric("onceward_collected_total", C, &[], "records removed after their retention"),
+];
+
+/// Tells the installed recorder what every metric means.
+pub(crate) fn describe_all() {
+    for metric in METRICS {
+        let unit = if metric.name.ends_with("_seconds") {
+            Unit::Seconds
+        } else if metric.name.ends_with("_bytes") {
+            Unit::Bytes
+        } else {
+            Unit::Count
+        };
+        match metric.kind {
+            MetricKind::Counter => metrics::describe_counter!(metric.name, unit, metric.help),
+            MetricKind::Gauge => metrics::describe_gauge!(metric.name, unit, metric.help),
+            MetricKind::Histogram => metrics::describe_histogram!(metric.name, unit, metric.help),
+        }
+    }
+}
+
+/// The series of one queue.
+pub(crate) struct QueueMetrics {
+    pub(crate) received: Counter,
+    pub(crate) done: Counter,
+    pub(crate) duplicates: Counter,
+    pub(crate) conflicts: Counter,
+    pub(crate) retries: Counter,
+    dead: [Counter; Reason::ALL.len()],
+    pub(crate) returned: Counter,
+    pub(crate) acked: Counter,
+    pub(crate) stale: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) reconnects: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) waiting: Gauge,
+    pub(crate) blocked: Gauge,
+    pub(crate) handler_seconds: Histogram,
+    pub(crate) delivery_to_ack_seconds: Histogram,
+}
+
+impl QueueMetrics {
+    pub(crate) fn new(queue: &str) -> Self {
+        let count = |name| counted(counter!(name, "queue" => queue.to_owned()));
+        let settled = |result| {
+            counted(
+                counter!("onceward_settled_total", "queue" => queue.to_owned(), "result" => result),
+            )
+        };
+        let measure = |name| histogram!(name, "queue" => queue.to_owned());
+        let show = |name| shown(gauge!(name, "queue" => queue.to_owned()));
+        Self {
+            received: count("onceward_received_total"),
+            done: count("onceward_done_total"),
+            duplicates: count("onceward_duplicates_total"),
+            conflicts: count("onceward_conflicts_total"),
+            retries: count("onceward_retries_total"),
+            dead: Reason::ALL.map(|reason| {
+                counted(counter!(
+                    "onceward_dead_total", "queue" => queue.to_owned(), "reason" => reason.name()
+                ))
+            }),
+            returned: count("onceward_returned_total"),
+            acked: settled("acked"),
+            stale: settled("stale"),
+            failed: settled("failed"),
+            reconnects: count("onceward_reconnects_total"),
+            in_flight: show("onceward_in_flight"),
+            waiting: show("onceward_waiting"),
+            blocked: show("onceward_blocked"),
+            handler_seconds: measure("onceward_handler_seconds"),
+            delivery_to_ack_seconds: measure("onceward_delivery_to_ack_seconds"),
+        }
+    }
+
+    pub(crate) fn count_dead(&self, reason: Reason) {
+        let reasons = Reason::ALL.iter().zip(&self.dead);
+        for (_, counter) in reasons.filter(|(known, _)| **known == reason) {
+            counter.increment(1);
+        }
+    }
+}
+
+/// The series of the store.
+pub(crate) struct StoreMetrics {
+    pub(crate) commit_seconds: Histogram,
+    pub(crate) sync_seconds: Histogram,
+    pub(crate) records_per_sync: Histogram,
+    pub(crate) index_ids: Gauge,
+    pub(crate) store_bytes: Gauge,
+    pub(crate) store_full: Gauge,
+    pub(crate) collected: Counter,
+}
+
+impl StoreMetrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            commit_seconds: histogram!("onceward_commit_seconds"),
+            sync_seconds: histogram!("onceward_sync_seconds"),
+            records_per_sync: histogram!("onceward_records_per_sync"),
+            index_ids: shown(gauge!("onceward_index_ids")),
+            store_bytes: shown(gauge!("onceward_store_bytes")),
+            store_full: shown(gauge!("onceward_store_full")),
+            collected: counted(counter!("onceward_collected_total")),
+        }
+    }
+}
+
+fn counted(counter: Counter) -> Counter {
+    counter.increment(0);
+    counter
+}
+
+fn shown(gauge: Gauge) -> Gauge {
+    gauge.set(0.0);
+    gauge
+}

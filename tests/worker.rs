@@ -1,0 +1,611 @@
+//! The promise, seen from outside: the real runtime on the in-process broker and a disk that forgets what was not
+//! synced. Time is paused, so waits cost nothing and always end in the same order.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use onceward::{
+    Body, Clock, Context, Declare, HandleError, Handler, HeaderValue, Health, MemoryBroker,
+    Message, OUTGOING_ID_HEADER, OnConflict, Options, Properties, QueueOptions, Retry, RunError,
+    SimulatedDisk, Source, StoreOptions, Worker, reject, retry_after,
+};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+const QUEUE: &str = "orders";
+const DEAD: &str = "orders.dead";
+
+/// What a handler is told to do with a message, by its body.
+#[derive(Clone, Default)]
+struct Recorder {
+    runs: Arc<Mutex<Vec<Run>>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Run {
+    id: String,
+    body: String,
+    attempt: u32,
+    at: Instant,
+}
+
+impl Recorder {
+    fn runs(&self) -> Vec<Run> {
+        self.runs.lock().unwrap().clone()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.runs().into_iter().map(|run| run.id).collect()
+    }
+}
+
+impl Handler<Body> for Recorder {
+    async fn handle(&self, cx: &mut Context, Body(body): Body) -> onceward::Result {
+        let body = String::from_utf8_lossy(&body).into_owned();
+        let id = cx.id().to_string();
+        let run = Run {
+            id,
+            body: body.clone(),
+            attempt: cx.attempt(),
+            at: Instant::now(),
+        };
+        self.runs.lock().unwrap().push(run);
+        match body.split_once(' ').unwrap_or((&body, "")) {
+            ("slow", millis) => sleep(Duration::from_millis(millis.parse()?)).await,
+            ("reject", why) => return Err(reject(why)),
+            ("panic", why) => panic!("{why}"),
+            ("after", millis) if cx.attempt() == 1 => {
+                return Err(retry_after(
+                    Duration::from_millis(millis.parse()?),
+                    "not yet",
+                ));
+            }
+            ("fail", times) if cx.attempt() <= times.parse()? => {
+                return Err(HandleError::from(std::io::Error::other("no luck")));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// A broker, a disk and a clock that outlive the workers on them.
+struct World {
+    broker: MemoryBroker,
+    disk: SimulatedDisk,
+    clock: Clock,
+    recorder: Recorder,
+    options: QueueOptions,
+    size_bytes_max: u64,
+}
+
+struct Running {
+    health: Health,
+    stop: oneshot::Sender<()>,
+    ended: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    async fn drain(self) -> Result<(), RunError> {
+        let _ = self.stop.send(());
+        self.ended.await.expect("the worker does not panic")
+    }
+
+    /// As kill -9 does: nothing is told, nothing is finished.
+    async fn kill(self, world: &World) {
+        self.ended.abort();
+        let _ = self.ended.await;
+        world.disk.cut();
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let broker = MemoryBroker::new();
+        broker.declare(QUEUE);
+        let mut options = QueueOptions::new(QUEUE);
+        options.declare = Declare::Passive;
+        options.identity.key = vec![Source::Header("key".to_owned())];
+        options.retry = Retry {
+            jitter: false,
+            ..Retry::default()
+        };
+        Self {
+            broker,
+            disk: SimulatedDisk::new(),
+            clock: Clock::manual(1_700_000_000_000),
+            recorder: Recorder::default(),
+            options,
+            size_bytes_max: 10 << 30,
+        }
+    }
+
+    fn start(&self) -> Running {
+        let mut store = StoreOptions::new("simulated");
+        store.simulated = Some(self.disk.clone());
+        store.clock = self.clock.clone();
+        store.size_bytes_max = self.size_bytes_max;
+        let options = Options::with_broker(Arc::new(self.broker.clone()), store);
+        let worker = Worker::new(options).queue_with(self.options.clone(), self.recorder.clone());
+        let health = worker.health();
+        let (stop, stopped) = oneshot::channel();
+        #[expect(clippy::disallowed_methods, reason = "the test owns and joins it")]
+        let ended = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
+        Running {
+            health,
+            stop,
+            ended,
+        }
+    }
+
+    fn publish(&self, id: &str, key: &str, body: &str) {
+        let headers = BTreeMap::from([("key".to_owned(), HeaderValue::from(key))]);
+        let message_id = (!id.is_empty()).then(|| id.to_owned());
+        let properties = Properties {
+            message_id,
+            headers,
+            ..Properties::default()
+        };
+        assert!(self.broker.publish(Message {
+            routing_key: QUEUE.to_owned(),
+            properties,
+            body: body.as_bytes().to_vec().into(),
+            ..Message::default()
+        }));
+    }
+
+    async fn settled(&self) {
+        let empty = async {
+            while self.broker.depth(QUEUE) != (0, 0) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3600), empty)
+            .await
+            .expect("all is settled");
+        assert_eq!(self.broker.stats().precondition_failed, 0);
+    }
+
+    fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.broker
+            .take_all(DEAD)
+            .iter()
+            .map(|message| DeadLetter::new(message))
+            .collect()
+    }
+}
+
+#[derive(Debug)]
+struct DeadLetter {
+    body: String,
+    headers: BTreeMap<String, HeaderValue>,
+}
+
+impl DeadLetter {
+    fn new(message: &Message) -> Self {
+        let body = String::from_utf8_lossy(&message.body).into_owned();
+        Self {
+            body,
+            headers: message.properties.headers.clone(),
+        }
+    }
+
+    fn text(&self, header: &str) -> &str {
+        self.headers
+            .get(header)
+            .and_then(HeaderValue::as_str)
+            .unwrap_or_default()
+    }
+
+    fn reason(&self) -> &str {
+        self.text("x-onceward-reason")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn twins_run_once_whether_they_meet_or_come_later() {
+    let world = World::new();
+    for id in ["a", "b", "a"] {
+        world.publish(id, "k", "slow 50");
+    }
+    let worker = world.start();
+    world.settled().await;
+    world.publish("b", "k", "slow 50");
+    world.settled().await;
+    assert_eq!(world.recorder.ids(), ["a", "b"]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acked_before_its_sync_has_returned() {
+    let world = World::new();
+    world.disk.set_sync_delay(Duration::from_millis(500));
+    world.publish("a", "k", "");
+    let worker = world.start();
+    sleep(Duration::from_millis(900)).await;
+    assert_eq!(world.recorder.ids(), ["a"]);
+    assert_eq!(
+        world.broker.stats().acked,
+        0,
+        "the sync of the record is still under way"
+    );
+    world.settled().await;
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_before_the_sync_runs_the_message_again() {
+    let world = World::new();
+    let worker = world.start();
+    sleep(Duration::from_millis(10)).await;
+    world.disk.set_sync_delay(Duration::from_secs(5));
+    world.publish("a", "k", "");
+    sleep(Duration::from_millis(100)).await;
+    worker.kill(&world).await;
+    world.disk.set_sync_delay(Duration::ZERO);
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(world.recorder.ids(), ["a", "a"]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redelivery_after_the_commit_is_acked_without_a_run() {
+    let world = World::new();
+    for number in 0..100 {
+        world.publish(&format!("m{number}"), "k", "");
+    }
+    let worker = world.start();
+    world.settled().await;
+    worker.kill(&world).await;
+    for number in 0..100 {
+        world.publish(&format!("m{number}"), "k", "");
+    }
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(world.recorder.ids().len(), 100);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_message_holds_back_its_own_key_only() {
+    let world = World::new();
+    world.publish("a1", "a", "fail 3");
+    world.publish("a2", "a", "");
+    world.publish("b1", "b", "");
+    let start = Instant::now();
+    let worker = world.start();
+    world.settled().await;
+    let runs: Vec<_> = world
+        .recorder
+        .runs()
+        .into_iter()
+        .map(|run| (run.id, run.attempt))
+        .collect();
+    let expected = [
+        ("a1", 1),
+        ("b1", 1),
+        ("a1", 2),
+        ("a1", 3),
+        ("a1", 4),
+        ("a2", 1),
+    ];
+    assert_eq!(runs, expected.map(|(id, attempt)| (id.to_owned(), attempt)));
+    let waited = world.recorder.runs()[4].at - start;
+    assert!(
+        waited >= Duration::from_millis(500 + 1000 + 2000),
+        "{waited:?}"
+    );
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_knows_when_is_run_again_then() {
+    let world = World::new();
+    world.publish("a", "k", "after 12345");
+    let worker = world.start();
+    world.settled().await;
+    let runs = world.recorder.runs();
+    let waited = runs[1].at - runs[0].at;
+    assert!((12_345..12_400).contains(&waited.as_millis()), "{waited:?}");
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_death_is_in_the_dead_letter_queue_with_its_reason() {
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::new(2).unwrap();
+    world.options.body_bytes_max = 100;
+    world.options.timeout = Duration::from_secs(1);
+    let cases = [
+        ("rejected", "a", "reject unknown sku", 1),
+        ("exhausted", "b", "panic oh no", 2),
+        ("exhausted", "c", "slow 5000", 2),
+        ("exhausted", "d", "fail 9", 2),
+        ("too-large", "e", &"x".repeat(101), 0),
+        ("missing-id", "", "", 0),
+        ("bad-id", &"i".repeat(1025), "", 0),
+    ];
+    for (_, id, body, _) in &cases {
+        world.publish(id, id, body);
+    }
+    let worker = world.start();
+    world.settled().await;
+    let letters = world.dead_letters();
+    for (reason, id, body, attempts) in cases {
+        let letter = letters
+            .iter()
+            .find(|letter| letter.reason() == reason && letter.body == body);
+        let letter = letter.unwrap_or_else(|| panic!("{reason} {id:.9} is missing: {letters:#?}"));
+        assert_eq!(
+            letter.headers["x-onceward-attempts"],
+            HeaderValue::from(attempts as u32)
+        );
+        assert_eq!(letter.text("x-onceward-queue"), QUEUE);
+        assert_eq!(letter.text("x-onceward-routing-key"), QUEUE);
+        assert_eq!(letter.headers["key"], HeaderValue::from(id));
+        assert_eq!(
+            letter.headers["x-onceward-first-seen"],
+            HeaderValue::Timestamp(1_700_000_000)
+        );
+    }
+    assert_eq!(letters.len(), 7);
+    let error_of = |body: &str| {
+        let letter = letters.iter().find(|letter| letter.body == body);
+        letter
+            .expect("it is there")
+            .text("x-onceward-error")
+            .to_owned()
+    };
+    assert_eq!(error_of("reject unknown sku"), "unknown sku");
+    assert_eq!(error_of("panic oh no"), "the handler panicked: oh no");
+    assert_eq!(error_of("slow 5000"), "the attempt timed out after 1s");
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_decode_dies_on_its_first_attempt() {
+    #[derive(serde::Deserialize)]
+    struct Order {
+        _item: String,
+    }
+    async fn never(_: &mut Context, _: Order) -> onceward::Result {
+        panic!("it does not decode");
+    }
+    let world = World::new();
+    world.publish("a", "k", "{}");
+    let mut store = StoreOptions::new("simulated");
+    store.simulated = Some(world.disk.clone());
+    let options = Options::with_broker(Arc::new(world.broker.clone()), store);
+    let worker = Worker::new(options).queue_with(world.options.clone(), never);
+    let settled = async { world.settled().await };
+    worker.run_until(settled).await.expect("a clean drain");
+    let letters = world.dead_letters();
+    assert_eq!(letters[0].reason(), "decode");
+    assert!(
+        letters[0]
+            .text("x-onceward-error")
+            .contains("missing field"),
+        "{letters:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_body_under_a_known_id_is_a_conflict_and_never_skipped_in_silence() {
+    let world = World::new();
+    world.publish("a", "k", "first");
+    world.publish("a", "k", "second");
+    world.publish("a", "k", "second");
+    let worker = world.start();
+    world.settled().await;
+    world.publish("a", "k", "third");
+    world.settled().await;
+    assert_eq!(world.recorder.runs().len(), 1);
+    let letters = world.dead_letters();
+    let dead: Vec<_> = letters
+        .iter()
+        .map(|letter| (letter.reason(), &*letter.body))
+        .collect();
+    assert_eq!(dead, [("conflict", "second"), ("conflict", "third")]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_can_be_skipped_by_choice() {
+    let mut world = World::new();
+    world.options.on_conflict = OnConflict::Skip;
+    world.publish("a", "k", "first");
+    world.publish("a", "k", "second");
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(
+        (world.recorder.runs().len(), world.dead_letters().len()),
+        (1, 0)
+    );
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_joins_what_runs_and_keeps_the_order() {
+    let world = World::new();
+    for number in 0..5 {
+        world.publish(&format!("m{number}"), "k", "slow 3000");
+    }
+    let worker = world.start();
+    for _ in 0..3 {
+        sleep(Duration::from_millis(4000)).await;
+        world.broker.disconnect_all();
+    }
+    world.settled().await;
+    assert_eq!(world.recorder.ids(), ["m0", "m1", "m2", "m3", "m4"]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_sync_stops_the_worker_and_acks_nothing() {
+    let world = World::new();
+    let worker = world.start();
+    sleep(Duration::from_millis(10)).await;
+    world.disk.set_failing(true);
+    world.publish("a", "k", "");
+    let ended = worker.ended.await.expect("the worker does not panic");
+    assert!(matches!(ended, Err(RunError::StoreFailed(_))), "{ended:?}");
+    assert_eq!(world.broker.stats().acked, 0);
+    assert_eq!(
+        world.broker.depth(QUEUE),
+        (1, 0),
+        "the message is back in its queue"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_finishes_what_runs_and_returns_the_rest() {
+    let mut world = World::new();
+    world.options.concurrency = NonZeroUsize::new(2).unwrap();
+    for number in 0..6 {
+        world.publish(&format!("m{number}"), &format!("k{number}"), "slow 1000");
+    }
+    let worker = world.start();
+    sleep(Duration::from_millis(500)).await;
+    worker.drain().await.expect("a clean drain");
+    assert_eq!(world.recorder.runs().len(), 2);
+    assert_eq!(world.broker.depth(QUEUE), (4, 0));
+    assert_eq!(world.broker.stats().acked, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_retry_and_keeps_its_count() {
+    let world = World::new();
+    world.publish("a", "k", "fail 5");
+    let worker = world.start();
+    sleep(Duration::from_millis(800)).await;
+    worker.drain().await.expect("a clean drain");
+    let worker = world.start();
+    world.settled().await;
+    let attempts: Vec<_> = world
+        .recorder
+        .runs()
+        .iter()
+        .map(|run| run.attempt)
+        .collect();
+    assert_eq!(attempts, [1, 2, 3, 4, 5, 6]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_kills_the_process_ends_as_a_crash_loop() {
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::new(3).unwrap();
+    world.publish("a", "k", "slow 10000");
+    for _ in 0..4 {
+        let worker = world.start();
+        sleep(Duration::from_millis(100)).await;
+        worker.kill(&world).await;
+    }
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(
+        world.recorder.runs().len(),
+        4,
+        "the limit, and the first run that no row told of"
+    );
+    let letters = world.dead_letters();
+    assert_eq!(letters[0].reason(), "crash-loop");
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_was_not_confirmed_is_published_again_under_its_id() {
+    let world = World::new();
+    let worker = world.start();
+    sleep(Duration::from_millis(10)).await;
+    world.publish("a", "k", "reject no");
+    // The death becomes durable and is published; the removal of its mark does not.
+    world.disk.set_sync_delay(Duration::from_millis(100));
+    sleep(Duration::from_millis(150)).await;
+    worker.kill(&world).await;
+    world.disk.set_sync_delay(Duration::ZERO);
+    let worker = world.start();
+    world.settled().await;
+    let letters = world.dead_letters();
+    assert_eq!(letters.len(), 2);
+    let [first, second] = [0, 1].map(|index| letters[index].text(OUTGOING_ID_HEADER));
+    assert_eq!(first, second);
+    assert_eq!(world.recorder.runs().len(), 1);
+    world.publish("a", "k", "reject no");
+    world.settled().await;
+    assert_eq!(
+        world.dead_letters().len(),
+        0,
+        "a twin of a dead message is a duplicate"
+    );
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_id_is_forgotten_after_its_retention_and_not_before() {
+    let mut world = World::new();
+    world.options.retention = Duration::from_secs(3600);
+    let worker = world.start();
+    world.publish("a", "k", "");
+    world.settled().await;
+    world.clock.advance(Duration::from_secs(3599));
+    sleep(Duration::from_secs(3)).await;
+    world.publish("a", "k", "");
+    world.settled().await;
+    assert_eq!(world.recorder.runs().len(), 1);
+    world.clock.advance(Duration::from_secs(1));
+    sleep(Duration::from_secs(3)).await;
+    world.publish("a", "k", "");
+    world.settled().await;
+    assert_eq!(world.recorder.runs().len(), 2);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_store_stops_intake_and_goes_on_when_records_expire() {
+    let mut world = World::new();
+    world.size_bytes_max = 100_000;
+    world.options.retention = Duration::from_secs(60);
+    let worker = world.start();
+    for number in 0..10_000 {
+        world.publish(&format!("m{number}"), &format!("k{}", number % 100), "");
+        if number % 100 == 0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+    sleep(Duration::from_secs(5)).await;
+    let (waiting, _) = world.broker.depth(QUEUE);
+    assert!(waiting > 1000, "{waiting} messages wait");
+    let faults = worker.health.readiness().faults;
+    assert!(faults.iter().any(|(part, _)| part == "store"), "{faults:?}");
+    for _ in 0..10 {
+        world.clock.advance(Duration::from_secs(60));
+        sleep(Duration::from_secs(10)).await;
+    }
+    world.settled().await;
+    assert_eq!(world.recorder.runs().len(), 10_000);
+    assert!(worker.health.readiness().is_ready());
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workers_on_one_store_are_refused() {
+    let world = World::new();
+    let first = world.start();
+    sleep(Duration::from_millis(10)).await;
+    let second = world
+        .start()
+        .ended
+        .await
+        .expect("the worker does not panic");
+    assert!(
+        matches!(second, Err(RunError::StoreFailed(_))),
+        "{second:?}"
+    );
+    first.drain().await.expect("a clean drain");
+}
