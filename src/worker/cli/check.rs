@@ -1,6 +1,8 @@
-//! `onceward check`: what a configuration would consume and what it would cost, or all that is wrong with it.
+//! `onceward check`: what a configuration would consume and what it would cost, or all that is
+//! wrong with it.
 //!
-//! Talks to no broker and opens no store. The report is data first; text and JSON are two views of it.
+//! Talks to no broker and opens no store. The report is data first; text and JSON are two views of
+//! it.
 
 use std::fmt;
 use std::io::Write as _;
@@ -14,8 +16,8 @@ use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
 use crate::worker::config::units::{approximate_size, format_duration, format_size};
 use crate::worker::config::{Config, ConfigErrors, QueueConfig};
 
-/// What one id costs: the limit for the index (DESIGN, section 5), and the journal as measured with blocks of a
-/// group of 256 (118 bytes, FACTS 26).
+/// What one id costs: the limit for the index (DESIGN, section 5), and the journal as measured with
+/// blocks of a group of 256 (118 bytes, FACTS 26).
 const BYTES_PER_ID: BytesPerId = BytesPerId {
     memory: 40,
     disk: 120,
@@ -30,7 +32,8 @@ pub struct CheckArgs {
     /// Where the configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Messages per second to reckon with, for every queue or for one: 1000 or orders=1000; repeatable
+    /// Messages per second to reckon with, for every queue or for one: 1000 or orders=1000;
+    /// repeatable
     #[arg(long, value_name = "RATE")]
     pub rate: Vec<Rate>,
     /// Print JSON
@@ -206,7 +209,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "broker  {}", self.broker)?;
         let max_size = format_size(self.store.max_size_bytes);
-        writeln!(f, "store   {}, at most {max_size}", self.store.path)?;
+        let cache = format_size(self.store.cache_bytes);
+        let path = &self.store.path;
+        writeln!(
+            f,
+            "store   {path}, at most {max_size}, cache {cache} (takes up to 3 times that)"
+        )?;
         writeln!(f, "http    {}", self.http.as_deref().unwrap_or("off"))?;
         for queue in &self.queues {
             write!(f, "\n{queue}")?;
@@ -279,7 +287,34 @@ fn errors_as_json(errors: &ConfigErrors) -> serde_json::Value {
 mod tests {
     use std::path::Path;
 
+    use clap::Args as _;
+
     use super::*;
+
+    #[test]
+    fn the_options_fit_together() {
+        CheckArgs::augment_args(clap::Command::new("check")).debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_users_script_against() {
+        let code = |config: &str, rate: &str| {
+            let args = CheckArgs {
+                config: ConfigArgs {
+                    config: Some(config.into()),
+                    set: Vec::new(),
+                },
+                rate: vec![rate.parse().unwrap()],
+                json: false,
+            };
+            format!("{:?}", run(&args))
+        };
+        let expected = |code: u8| format!("{:?}", ExitCode::from(code));
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
+        assert_eq!(code(file, "orders=5"), expected(0));
+        assert_eq!(code(file, "order=5"), expected(2));
+        assert_eq!(code("/nowhere/config.toml", "5"), expected(78));
+    }
 
     fn report(rates: &[&str]) -> Report {
         let text = "[broker]\nurl = 'amqp://me:hunter2@mq:5672/%2f'\n\
@@ -294,7 +329,7 @@ mod tests {
     fn the_report_says_what_is_consumed_and_what_it_costs_and_no_secret() {
         let expected = "\
 broker  amqp://mq:5672/%2f
-store   ./onceward-data, at most 10 GiB
+store   ./onceward-data, at most 10 GiB, cache 64 MiB (takes up to 3 times that)
 http    127.0.0.1:9464
 
 queues.orders

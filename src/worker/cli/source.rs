@@ -24,7 +24,8 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Reads the configuration with all its secrets.
     ///
-    /// Without `--config` a missing `config.toml` is no error if environment or `--set` say anything.
+    /// Without `--config` a missing `config.toml` is no error if environment or `--set` say
+    /// anything.
     ///
     /// # Errors
     ///
@@ -33,7 +34,8 @@ impl ConfigArgs {
         let variables: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| {
                 let name = name.into_string().ok()?;
-                // Bytes that are no UTF-8 in a value of ours become a wrong value, which is reported.
+                // Bytes that are no UTF-8 in a value of ours become a wrong value, which is
+                // reported.
                 Some((name, value.to_string_lossy().into_owned()))
             })
             .collect();
@@ -66,6 +68,53 @@ impl ConfigArgs {
     /// The file that is read.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE))
+        self.config
+            .as_deref()
+            .unwrap_or_else(|| Path::new(DEFAULT_FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+
+    const FILE: &str = "[broker]\nurl_file = 'SECRET'\n\
+        [queues.orders]\nprefetch = 7\ndeliver = { type = 'log' }\n";
+
+    #[test]
+    fn the_options_fit_together() {
+        ConfigArgs::augment_args(clap::Command::new("onceward")).debug_assert();
+    }
+
+    #[test]
+    fn file_arguments_and_secrets_come_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let secret = directory.path().join("url");
+        std::fs::write(&secret, "amqp://me:hunter2@mq/%2f\n").unwrap();
+        let file = directory.path().join("onceward.toml");
+        std::fs::write(&file, FILE.replace("SECRET", &secret.display().to_string())).unwrap();
+        let args = ConfigArgs {
+            config: Some(file),
+            set: vec!["queues.orders.concurrency=3".to_owned()],
+        };
+        let config = args.load().unwrap();
+        let options = &config.queues.first().unwrap().options;
+        assert_eq!((options.prefetch.get(), options.concurrency.get()), (7, 3));
+        assert_eq!(config.broker.url.expose(), "amqp://me:hunter2@mq/%2f");
+    }
+
+    #[test]
+    fn a_named_file_that_is_missing_is_an_error() {
+        let args = ConfigArgs {
+            config: Some("/nowhere/onceward.toml".into()),
+            set: vec!["queues.orders.deliver.type=log".to_owned()],
+        };
+        let problem = args.load().unwrap_err().to_string();
+        assert!(
+            problem.starts_with("/nowhere/onceward.toml: cannot be read: "),
+            "{problem}"
+        );
     }
 }

@@ -1,12 +1,14 @@
 //! Where the messages of a queue go: the key `deliver`, checked as far as it can be without acting.
 //!
-//! Makes no connection and starts no command; that a target is reachable is found out when it is used.
+//! Makes no connection and starts no command; that a target is reachable is found out when it is
+//! used.
 
 use reqwest::header::{HeaderName, HeaderValue};
 
-use super::read::{self, Section};
+use super::read::Section;
 use super::secret::Secret;
 use super::url;
+use super::values;
 
 /// What the stock worker does with a message.
 #[derive(Clone, Debug)]
@@ -84,7 +86,8 @@ const OWN_HEADER_PREFIX: &str = "x-onceward-";
 const OUTPUT_BYTES_MAX: u64 = 16 << 20;
 
 impl Deliver {
-    /// Reads the target of the queue whose table this is; `None` if it is missing or wrong, which is noted.
+    /// Reads the target of the queue whose table this is; `None` if it is missing or wrong, which
+    /// is noted.
     pub(crate) fn read(parent: &mut Section<'_>, queue: &str) -> Option<Self> {
         if !parent.has("deliver") {
             parent.missing(
@@ -97,7 +100,7 @@ impl Deliver {
         if section.is_table() && !section.has("type") {
             section.missing("type", r#""http", "command", "exchange" or "log""#);
         }
-        let deliver = match section.read("type", read::one_of(TYPES))? {
+        let deliver = match section.read("type", values::one_of(TYPES))? {
             Type::Http => http(&mut section),
             Type::Command => command(&mut section),
             Type::Exchange => exchange(&mut section, queue),
@@ -110,14 +113,14 @@ impl Deliver {
 
 fn http(section: &mut Section<'_>) -> Option<Deliver> {
     let url = section.required("url", r#""http://127.0.0.1:8080/hook""#, |node| {
-        let text = read::string(node)?;
+        let text = values::string(node)?;
         url::check_http(&text, cfg!(feature = "tls"))?;
         Ok(Secret::new(text))
     });
     let table = section.section("headers");
     let mut headers = Vec::new();
     for (name, node) in table.named_nodes() {
-        match read::string(node).and_then(|value| header(name, value)) {
+        match values::string(node).and_then(|value| header(name, value)) {
             Ok(header) => headers.push(header),
             Err(problem) => table.error(name, problem),
         }
@@ -141,7 +144,7 @@ fn header(name: &str, value: String) -> Result<(String, Secret), String> {
 
 fn command(section: &mut Section<'_>) -> Option<Deliver> {
     let argv = section.required("argv", r#"["/usr/local/bin/handle"]"#, |node| {
-        let argv = read::strings(node)?;
+        let argv = values::strings(node)?;
         if argv.first().is_none_or(String::is_empty) {
             return Err("names no program".to_owned());
         }
@@ -150,7 +153,7 @@ fn command(section: &mut Section<'_>) -> Option<Deliver> {
         }
         Ok(argv)
     });
-    let output_bytes_max = section.read("max_output", read::size(0, OUTPUT_BYTES_MAX));
+    let output_bytes_max = section.read("max_output", values::size(0, OUTPUT_BYTES_MAX));
     Some(Deliver::Command {
         argv: argv?,
         output_bytes_max: output_bytes_max.map_or(64 << 10, |bytes| bytes as usize),
@@ -158,10 +161,11 @@ fn command(section: &mut Section<'_>) -> Option<Deliver> {
 }
 
 fn exchange(section: &mut Section<'_>, queue: &str) -> Option<Deliver> {
-    let exchange = section.required("exchange", r#""clean""#, read::name);
-    let routing_key = section.read("routing_key", read::name);
+    let exchange = section.required("exchange", r#""clean""#, values::name);
+    let routing_key = section.read("routing_key", values::name);
     let exchange = exchange?;
-    // The default exchange routes by queue name, and what came over it still has this queue's name on it.
+    // The default exchange routes by queue name, and what came over it still has this queue's name
+    // on it.
     if exchange.is_empty() && routing_key.as_deref().is_none_or(|key| key == queue) {
         let problem = "would send messages back to the queue they come from; name another queue";
         section.error("routing_key", problem);

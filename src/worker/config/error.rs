@@ -1,13 +1,14 @@
 //! What is wrong with a configuration, and where it was written.
 //!
-//! Errors are collected, never returned one by one. A text names keys, and values only where they cannot be
-//! secret: what was given for a URL or an HTTP header is never repeated.
+//! Errors are collected, never returned one by one. A text names keys, and values only where they
+//! cannot be secret: what was given for a URL or an HTTP header is never repeated.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-/// Everything that is wrong with a configuration, in the order of its sources; one line each when displayed.
+/// Everything that is wrong with a configuration, in the order of its sources; one line each when
+/// displayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors(Vec<ConfigError>);
 
@@ -42,7 +43,8 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// One thing that is wrong: `config.toml:12: queues.orders.prefetchh: unknown key; did you mean "prefetch"?`.
+/// One thing that is wrong: `config.toml:12: queues.orders.prefetchh: unknown key; did you mean
+/// "prefetch"?`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConfigError {
     origin: Origin,
@@ -51,7 +53,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Where it was written: `config.toml:12`, the name of a variable, or `--set KEY`; empty for what is nowhere.
+    /// Where it was written: `config.toml:12`, the name of a variable, or `--set KEY`; empty for
+    /// what is nowhere.
     #[must_use]
     pub fn origin(&self) -> String {
         self.origin.to_string()

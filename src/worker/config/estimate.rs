@@ -1,7 +1,8 @@
 //! How much memory and disk a configuration will need: rate × retention × bytes an id.
 //!
-//! Pure arithmetic over values that are passed in. An estimate of the plateau under a steady rate, counting what
-//! every id costs; state of handlers and outgoing messages come on top and are not known here.
+//! Pure arithmetic over values that are passed in. An estimate of the plateau under a steady rate,
+//! counting what every id costs; state of handlers and outgoing messages come on top and are not
+//! known here.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -17,7 +18,8 @@ pub struct BytesPerId {
     pub disk: u64,
 }
 
-/// Messages per second: of one queue, by the name of its table, or of every queue without a rate of its own.
+/// Messages per second: of one queue, by the name of its table, or of every queue without a rate of
+/// its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rate {
     /// Name of the table, or every queue.
@@ -144,7 +146,7 @@ mod tests {
             .iter()
             .map(|queue| (&*queue.name, queue.ids))
             .collect();
-        assert_eq!(ids, [("bills", 7_200), ("orders", 86_400_000)]);
+        assert_eq!(ids, [("orders", 86_400_000), ("bills", 7_200)]);
         assert_eq!(estimate.memory_bytes, 86_407_200 * 40);
         assert_eq!(estimate.disk_bytes, 86_407_200 * 120);
         assert!(estimate.over_max_size);

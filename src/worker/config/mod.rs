@@ -1,12 +1,13 @@
 //! The configuration of the stock worker, from file, environment and `--set` to checked values.
 //!
-//! Composes one struct per component and owns the names of the tables. Reading is pure: text, variables and
-//! arguments come in as values, and all errors come out at once. Does not look at the broker, the disk or the
-//! targets; whether they fit is found out at run time.
+//! Composes one struct per component and owns the names of the tables. Reading is pure: text,
+//! variables and arguments come in as values, and all errors come out at once. Does not look at the
+//! broker, the disk or the targets; whether they fit is found out at run time.
 
 mod deliver;
 mod error;
 pub mod estimate;
+mod log;
 mod queue;
 mod read;
 mod secret;
@@ -14,16 +15,16 @@ mod sources;
 mod tree;
 pub mod units;
 mod url;
+mod values;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-
 pub use self::deliver::Deliver;
 pub use self::error::{ConfigError, ConfigErrors};
+pub use self::log::{LogConfig, LogFormat};
 pub use self::queue::QueueConfig;
 pub use self::secret::Secret;
 pub use self::sources::VARIABLE_PREFIX;
@@ -40,7 +41,7 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Table `[store]`.
     pub store: StoreOptions,
-    /// Tables `[queues.NAME]`, by name.
+    /// Tables `[queues.NAME]`, in the order they are written.
     pub queues: Vec<QueueConfig>,
     /// Where metrics, health and the admin interface listen; `None` is nowhere.
     pub http_listen: Option<SocketAddr>,
@@ -74,26 +75,6 @@ impl BrokerConfig {
     }
 }
 
-/// What is logged, and how it looks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogConfig {
-    /// How lines look.
-    pub format: LogFormat,
-    /// A directive of [`EnvFilter`], such as `info,onceward=debug`; it parses.
-    pub level: String,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    /// One JSON object a line.
-    Json,
-    /// Text.
-    Text,
-}
-
 #[derive(Clone, Debug)]
 struct SecretFile {
     path: PathBuf,
@@ -109,14 +90,15 @@ const CACHE_BYTES_MIN: u64 = 1 << 20;
 const SIZE_BYTES_MIN: u64 = 16 << 20;
 
 impl Config {
-    /// Reads the configuration: defaults, then the file's path and text, then variables, then `--set` arguments.
+    /// Reads the configuration: defaults, then the file's path and text, then variables, then
+    /// `--set` arguments.
     ///
     /// Files of secrets are not read here: see [`Self::resolve_secrets`].
     ///
     /// # Errors
     ///
-    /// All that is wrong, at once. After a syntax error in the file only those are reported, as everything else
-    /// would be its consequence.
+    /// All that is wrong, at once. After a syntax error in the file only those are reported, as
+    /// everything else would be its consequence.
     pub fn load(
         file: Option<(&Path, &str)>,
         env: impl IntoIterator<Item = (String, String)>,
@@ -134,7 +116,7 @@ impl Config {
         let queues = queue::read_queues(&root.section("queues"), &shared);
         let http_listen = read_http(root.section("http"));
         let drain = read_shutdown(root.section("shutdown"));
-        let log = read_log(root.section("log"));
+        let log = log::read(root.section("log"));
         root.finish();
         errors.check()?;
         Ok(Self {
@@ -148,11 +130,13 @@ impl Config {
         })
     }
 
-    /// Reads the files that secrets are in, by `read_file`; the content without blanks around it wins over `url`.
+    /// Reads the files that secrets are in, by `read_file`; the content without blanks around it
+    /// wins over `url`.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read, or its content is not what the key takes; the content is not repeated.
+    /// If a file cannot be read, or its content is not what the key takes; the content is not
+    /// repeated.
     pub fn resolve_secrets(
         &mut self,
         read_file: impl FnOnce(&Path) -> io::Result<String>,
@@ -195,13 +179,13 @@ impl Config {
 
 fn read_broker(mut section: Section<'_>) -> (BrokerConfig, Option<SecretFile>) {
     let url = section.read("url", |node| {
-        let text = read::string(node)?;
+        let text = values::string(node)?;
         url::check_broker(&text, cfg!(feature = "tls"))?;
         Ok(Secret::new(text))
     });
-    let url_file = section.read("url_file", read::string);
+    let url_file = section.read("url_file", values::string);
     let heartbeat = section.read("heartbeat", |node| {
-        let heartbeat = read::duration(HEARTBEAT_MIN)(node)?;
+        let heartbeat = values::duration(HEARTBEAT_MIN)(node)?;
         if heartbeat > HEARTBEAT_MAX || heartbeat.subsec_nanos() > 0 {
             return Err("must be whole seconds, at most 65535s".to_owned());
         }
@@ -222,12 +206,12 @@ fn read_broker(mut section: Section<'_>) -> (BrokerConfig, Option<SecretFile>) {
 }
 
 fn read_store(mut section: Section<'_>) -> StoreOptions {
-    let path = section.read("path", read::path);
+    let path = section.read("path", values::path);
     let mut store = StoreOptions::new(path.unwrap_or_else(|| "./onceward-data".into()));
-    if let Some(bytes) = section.read("cache", read::size(CACHE_BYTES_MIN, u64::MAX)) {
+    if let Some(bytes) = section.read("cache", values::size(CACHE_BYTES_MIN, u64::MAX)) {
         store.cache_bytes = bytes;
     }
-    if let Some(bytes) = section.read("max_size", read::size(SIZE_BYTES_MIN, u64::MAX)) {
+    if let Some(bytes) = section.read("max_size", values::size(SIZE_BYTES_MIN, u64::MAX)) {
         store.size_bytes_max = bytes;
     }
     section.finish();
@@ -242,7 +226,7 @@ fn read_http(mut section: Section<'_>) -> Option<SocketAddr> {
 
 /// Nobody has to prove who they are at this address, so only this machine may reach it.
 fn listen_address(node: &Node) -> Result<Option<SocketAddr>, String> {
-    let text = read::string(node)?;
+    let text = values::string(node)?;
     if text.is_empty() {
         return Ok(None);
     }
@@ -261,43 +245,9 @@ fn listen_address(node: &Node) -> Result<Option<SocketAddr>, String> {
 }
 
 fn read_shutdown(mut section: Section<'_>) -> Duration {
-    let drain = section.read("drain", read::duration(Duration::ZERO));
+    let drain = section.read("drain", values::duration(Duration::ZERO));
     section.finish();
     drain.unwrap_or(Duration::from_secs(30))
-}
-
-const FORMATS: &[(&str, LogFormat)] = &[
-    ("auto", LogFormat::Auto),
-    ("json", LogFormat::Json),
-    ("text", LogFormat::Text),
-];
-
-fn read_log(mut section: Section<'_>) -> LogConfig {
-    let format = section.read("format", read::one_of(FORMATS));
-    let level = section.read("level", log_level);
-    section.finish();
-    LogConfig {
-        format: format.unwrap_or(LogFormat::Auto),
-        level: level.unwrap_or_else(|| "info".to_owned()),
-    }
-}
-
-fn log_level(node: &Node) -> Result<String, String> {
-    let text = read::string(node)?;
-    // A misspelt level is a valid directive: it would mean everything of a module of that name.
-    for word in text.split(',').map(str::trim) {
-        let levels = ["off", "error", "warn", "info", "debug", "trace"];
-        let lower = word.to_lowercase();
-        let near = |level: &&&str| strsim::damerau_levenshtein(level, &lower) == 1;
-        if let Some(level) = levels.iter().find(near) {
-            return Err(format!("{word:?} is no level; did you mean {level:?}?"));
-        }
-    }
-    let wanted = r#"write for example "info" or "info,onceward=debug""#;
-    EnvFilter::builder()
-        .parse(&text)
-        .map(|_| text)
-        .map_err(|error| format!("{error}; {wanted}"))
 }
 
 #[cfg(test)]

@@ -1,16 +1,17 @@
 //! The tables `[defaults]` and `[queues.NAME]`: the same keys in both, a queue's own win.
 //!
-//! Owns the rules that tie keys together: retention against retries, a dead-letter queue against its queue,
-//! two tables against one queue. What only the broker knows is not checked here.
+//! Owns the rules that tie keys together: retention against retries, a dead-letter queue against
+//! its queue, two tables against one queue. What only the broker knows is not checked here.
 
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::time::Duration;
 
 use super::deliver::Deliver;
-use super::read::{self, Section};
+use super::read::Section;
 use super::tree::Node;
 use super::units::format_duration;
+use super::values;
 use crate::backoff::Retry;
 use crate::broker::{Declare, Owner};
 use crate::identity::{OnMissingId, Scope, Source};
@@ -72,7 +73,7 @@ pub(crate) fn read_queues(queues: &Section<'_>, defaults: &QueueOptions) -> Vec<
 }
 
 fn read_options(section: &mut Section<'_>, name: &str, defaults: &QueueOptions) -> QueueOptions {
-    let queue = section.read("queue", |node| match read::name(node)? {
+    let queue = section.read("queue", |node| match values::name(node)? {
         queue if queue.is_empty() => Err("must not be empty".to_owned()),
         queue => Ok(queue),
     });
@@ -112,48 +113,49 @@ fn read_options(section: &mut Section<'_>, name: &str, defaults: &QueueOptions) 
 fn read_shared(section: &mut Section<'_>, base: QueueOptions) -> QueueOptions {
     let mut options = base;
     set(&mut options.prefetch, section.read("prefetch", prefetch));
-    let concurrency = section.read("concurrency", read::integer::<usize>(1, 65_535));
+    let concurrency = section.read("concurrency", values::integer::<usize>(1, 65_535));
     set(&mut options.concurrency, concurrency.and_then(NonZero::new));
     set(
         &mut options.timeout,
-        section.read("timeout", read::duration(MOMENT)),
+        section.read("timeout", values::duration(MOMENT)),
     );
     set(
         &mut options.retention,
-        section.read("retention", read::duration(MOMENT)),
+        section.read("retention", values::duration(MOMENT)),
     );
     read_retry(section.section("retry"), &mut options.retry);
     let identity = &mut options.identity;
     set(
         &mut identity.on_missing_id,
-        section.read("on_missing_id", read::one_of(ON_MISSING_ID)),
+        section.read("on_missing_id", values::one_of(ON_MISSING_ID)),
     );
     set(
         &mut options.on_conflict,
-        section.read("on_conflict", read::one_of(ON_CONFLICT)),
+        section.read("on_conflict", values::one_of(ON_CONFLICT)),
     );
     set(
         &mut options.dead_letter,
-        section.read("dead_letter", read::name),
+        section.read("dead_letter", values::name),
     );
-    let body_bytes_max = section.read("max_body", read::size(1, BODY_BYTES_MAX));
+    let body_bytes_max = section.read("max_body", values::size(1, BODY_BYTES_MAX));
     set(
         &mut options.body_bytes_max,
         body_bytes_max.map(|bytes| bytes as usize),
     );
     set(
         &mut options.declare,
-        section.read("declare", read::one_of(DECLARE)),
+        section.read("declare", values::one_of(DECLARE)),
     );
     set(
         &mut options.owner,
-        section.read("owner", read::one_of(OWNER)),
+        section.read("owner", values::one_of(OWNER)),
     );
     set(&mut identity.id, section.read("id", id_sources));
     set(&mut identity.key, section.read("key", sources));
     set(&mut identity.scope, section.read("scope", scope));
     if identity.id.is_empty() && identity.on_missing_id == OnMissingId::DeadLetter {
-        let problem = r#"empty, so every message would be dead-lettered; name a source or set on_missing_id = "fingerprint""#;
+        let problem = "empty, so every message would be dead-lettered; name a source, or set \
+                       on_missing_id = \"fingerprint\"";
         section.error("id", problem);
         identity.id = vec![Source::MessageId];
     }
@@ -185,24 +187,27 @@ const DECLARE: &[(&str, Declare)] = &[
 const OWNER: &[(&str, Owner)] = &[("single", Owner::Single), ("shared", Owner::Shared)];
 
 fn prefetch(node: &Node) -> Result<NonZero<u16>, String> {
-    let prefetch = read::integer::<u16>(1, 65_535)(node)
+    let prefetch = values::integer::<u16>(1, 65_535)(node)
         .map_err(|problem| format!("{problem} (it bounds the memory for bodies)"))?;
     NonZero::new(prefetch).ok_or_else(|| "must not be 0".to_owned())
 }
 
 fn read_retry(mut section: Section<'_>, retry: &mut Retry) {
-    let max_attempts = section.read("max_attempts", read::integer::<u32>(1, u32::MAX.into()));
+    let max_attempts = section.read("max_attempts", values::integer::<u32>(1, u32::MAX.into()));
     set(&mut retry.max_attempts, max_attempts.and_then(NonZero::new));
     set(
         &mut retry.initial,
-        section.read("initial", read::duration(Duration::ZERO)),
+        section.read("initial", values::duration(Duration::ZERO)),
     );
     set(
         &mut retry.max,
-        section.read("max", read::duration(Duration::ZERO)),
+        section.read("max", values::duration(Duration::ZERO)),
     );
-    set(&mut retry.factor, section.read("factor", read::number(1.0)));
-    set(&mut retry.jitter, section.read("jitter", read::boolean));
+    set(
+        &mut retry.factor,
+        section.read("factor", values::number(1.0)),
+    );
+    set(&mut retry.jitter, section.read("jitter", values::boolean));
     section.finish();
 }
 
@@ -211,7 +216,7 @@ fn sources(node: &Node) -> Result<Vec<Source>, String> {
         text.parse()
             .map_err(|error: crate::identity::ParseSourceError| error.to_string())
     };
-    read::strings(node)?.into_iter().map(source).collect()
+    values::strings(node)?.into_iter().map(source).collect()
 }
 
 fn id_sources(node: &Node) -> Result<Vec<Source>, String> {
@@ -223,7 +228,7 @@ fn id_sources(node: &Node) -> Result<Vec<Source>, String> {
 }
 
 fn scope(node: &Node) -> Result<Scope, String> {
-    let text = read::string(node)?;
+    let text = values::string(node)?;
     match text.split_once(':') {
         Some(("header", name)) if !name.is_empty() => Ok(Scope::Header(name.to_owned())),
         _ if text == "queue" => Ok(Scope::Queue),
@@ -234,7 +239,8 @@ fn scope(node: &Node) -> Result<Scope, String> {
     }
 }
 
-/// A record that leaves before the last attempt of a redelivered message would let it take effect twice.
+/// A record that leaves before the last attempt of a redelivered message would let it take effect
+/// twice.
 fn check_retention(section: &Section<'_>, options: &QueueOptions) {
     let attempts = options.retry.max_attempts.get();
     let span = options.retry.span();

@@ -1,7 +1,9 @@
-//! The sources of a configuration in one tree: file, then environment, then `--set`, the later one wins.
+//! The sources of a configuration in one tree: file, then environment, then `--set`, the later one
+//! wins.
 //!
-//! Pure: file text, variables and arguments come in as values. A value replaces the whole value at its path, so
-//! `--set queues.orders.deliver='{ type = "log" }'` leaves nothing of the old target. Repeats no value in errors.
+//! Pure: file text, variables and arguments come in as values. A value replaces the whole value at
+//! its path, so `--set queues.orders.deliver='{ type = "log" }'` leaves nothing of the old target.
+//! Repeats no value in errors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -115,7 +117,8 @@ fn existing_keys(root: &Table, segments: &[String]) -> Result<Vec<String>, Strin
 
 fn add_arguments(table: &mut Table, set: &[String], errors: &Errors) {
     for (index, argument) in set.iter().enumerate() {
-        // A key in quotes can hold an equals sign: the first one behind a whole key is the right one.
+        // A key in quotes can hold an equals sign: the first one behind a whole key is the right
+        // one.
         let split = argument.match_indices('=').find_map(|(at, _)| {
             let (key, value) = argument.split_at_checked(at)?;
             Some((key.trim(), tree::parse_key(key)?, value.get(1..)?))

@@ -1,7 +1,8 @@
 //! Values as they were written, each with the place where it was written.
 //!
-//! Owns the reading of TOML text and the rule that a value from a stronger source replaces the whole value at
-//! its path. Knows no key and no type of the configuration. Has no `Debug`: values can be secrets.
+//! Owns the reading of TOML text and the rule that a value from a stronger source replaces the
+//! whole value at its path. Knows no key and no type of the configuration. Has no `Debug`: values
+//! can be secrets.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -86,9 +87,12 @@ pub(crate) fn parse_key(text: &str) -> Option<Vec<String>> {
         let mut entries = table.into_iter();
         let (key, value) = entries.next()?;
         keys.push(key.into_inner().into_owned());
+        // The 0 is the one that was put there, not one behind an equals sign or a # in the text.
+        let is_last = value.span().end == document.len();
         match value.into_inner() {
             DeValue::Table(inner) => table = inner,
-            _ => return Some(keys),
+            DeValue::Integer(_) if is_last => return Some(keys),
+            _ => return None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Durations such as `"1h 30m"` and sizes such as `"64 MiB"`: text to value and back.
 //!
-//! Pure. A number without a unit is never guessed at. What is written by this file is read back the same.
+//! Pure. A number without a unit is never guessed at. What is written by this file is read back the
+//! same.
 
 use std::time::Duration;
 
@@ -118,7 +119,7 @@ pub fn format_size(bytes: u64) -> String {
     SIZE_UNITS
         .into_iter()
         .take(4)
-        .find(|(_, unit_bytes)| bytes > 0 && bytes % unit_bytes == 0)
+        .find(|(_, unit_bytes)| bytes > 0 && bytes.is_multiple_of(*unit_bytes))
         .map_or_else(
             || format!("{bytes} B"),
             |(name, unit_bytes)| format!("{} {name}", bytes / unit_bytes),

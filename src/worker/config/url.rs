@@ -1,6 +1,7 @@
 //! What makes a URL of a broker or of a HTTP target, and how it is shown.
 //!
-//! URLs carry passwords and tokens: no text made here repeats more than scheme, host, port and path.
+//! URLs carry passwords and tokens: no text made here repeats more than scheme, host, port and
+//! path.
 
 use reqwest::Url;
 
