@@ -251,7 +251,7 @@ impl fmt::Display for QueueReport {
         writeln!(f, "  retention    {}", format_duration(retention))?;
         writeln!(f, "  dead letters {}", self.dead_letter)?;
         if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
-            writeln!(f, "  at {rate}/s  {needs}")?;
+            writeln!(f, "  {:<12} {needs}", format!("at {rate}/s"))?;
         }
         Ok(())
     }
@@ -340,7 +340,7 @@ queues.orders
   prefetch     500, 64 handlers at once
   retention    7d
   dead letters orders.dead
-  at 1000/s  604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk
+  at 1000/s    604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk
 
 total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
         let report = report(&["1000"]);
