@@ -10,6 +10,8 @@ mod payload;
 mod runtime;
 mod store;
 mod telemetry;
+#[cfg(feature = "worker")]
+pub mod worker;
 
 pub use crate::backoff::Retry;
 pub use crate::broker::{

@@ -1,0 +1,382 @@
+//! `onceward check`: what a configuration would consume and what it would cost, or all that is
+//! wrong with it.
+//!
+//! Talks to no broker and opens no store. The report is data first; text and JSON are two views of
+//! it.
+
+use std::fmt;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::ConfigArgs;
+use crate::identity::Scope;
+use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
+use crate::worker::config::units::{approximate_size, format_duration, format_size};
+use crate::worker::config::{Config, ConfigErrors, QueueConfig};
+
+/// What one id costs: the limit for the index (DESIGN, section 5), and the journal as measured with
+/// blocks of a group of 256 (118 bytes, FACTS 26).
+const BYTES_PER_ID: BytesPerId = BytesPerId {
+    memory: 40,
+    disk: 120,
+};
+
+const EXIT_USAGE: u8 = 2;
+const EXIT_CONFIGURATION: u8 = 78;
+
+/// Check the configuration, and reckon memory and disk
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct CheckArgs {
+    /// Where the configuration is.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Messages per second to reckon with, for every queue or for one: 1000 or orders=1000;
+    /// repeatable
+    #[arg(long, value_name = "RATE")]
+    pub rate: Vec<Rate>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command: 0 if the configuration is good, 78 if not, 2 if a rate names no queue.
+#[must_use]
+pub fn run(args: &CheckArgs) -> ExitCode {
+    let checked = args.config.load().and_then(|config| {
+        config.require_queues()?;
+        Ok(config)
+    });
+    let config = match checked {
+        Ok(config) => config,
+        Err(errors) => {
+            if args.json {
+                print(&errors_as_json(&errors));
+            }
+            complain(&errors);
+            return ExitCode::from(EXIT_CONFIGURATION);
+        }
+    };
+    let report = match estimate(&config, &args.rate, BYTES_PER_ID) {
+        Ok(estimate) => Report::new(&config, &estimate),
+        Err(problem) => {
+            complain(&format_args!("--rate: {problem}"));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if args.json {
+        print(&as_json(&report));
+    } else {
+        print(&report);
+    }
+    if let Some(warning) = &report.warning {
+        complain(&format_args!("warning: {warning}"));
+    }
+    ExitCode::SUCCESS
+}
+
+/// A reader that has gone away, such as `head`, is no failure of the check.
+fn print(text: &dyn fmt::Display) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+fn complain(text: &dyn fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// What a good configuration says.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    broker: String,
+    store: StoreReport,
+    http: Option<String>,
+    queues: Vec<QueueReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<Needs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct StoreReport {
+    path: String,
+    cache_bytes: u64,
+    max_size_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct QueueReport {
+    name: String,
+    queue: String,
+    id: Vec<String>,
+    scope: String,
+    key: Vec<String>,
+    target: String,
+    prefetch: u16,
+    concurrency: usize,
+    retention_ms: u64,
+    dead_letter: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs: Option<Needs>,
+}
+
+/// Ids retained at a time, and what they take.
+#[derive(Clone, Debug, Serialize)]
+struct Needs {
+    ids: u64,
+    memory_bytes: u64,
+    disk_bytes: u64,
+}
+
+impl Report {
+    fn new(config: &Config, estimate: &Estimate) -> Self {
+        let total = Needs {
+            ids: estimate
+                .queues
+                .iter()
+                .map(|queue| queue.ids)
+                .fold(0, u64::saturating_add),
+            memory_bytes: estimate.memory_bytes,
+            disk_bytes: estimate.disk_bytes,
+        };
+        let max_size = config.store.size_bytes_max;
+        let warning = estimate.over_max_size.then(|| {
+            format!(
+                "{} of disk at these rates is over store.max_size = {:?}: intake would stop; \
+                 shorten retention or raise max_size",
+                approximate_size(total.disk_bytes),
+                format_size(max_size),
+            )
+        });
+        Self {
+            ok: true,
+            broker: config.broker.address(),
+            store: StoreReport {
+                path: config.store.path.display().to_string(),
+                cache_bytes: config.store.cache_bytes,
+                max_size_bytes: max_size,
+            },
+            http: config.http_listen.map(|address| address.to_string()),
+            queues: config
+                .queues
+                .iter()
+                .map(|queue| QueueReport::new(queue, estimate))
+                .collect(),
+            total: (!estimate.queues.is_empty()).then_some(total),
+            warning,
+        }
+    }
+}
+
+impl QueueReport {
+    fn new(queue: &QueueConfig, estimate: &Estimate) -> Self {
+        let options = &queue.options;
+        let rules = &options.identity;
+        let found = estimate
+            .queues
+            .iter()
+            .find(|found| found.name == queue.name);
+        Self {
+            name: queue.name.clone(),
+            queue: options.queue.clone(),
+            id: rules.id.iter().map(ToString::to_string).collect(),
+            scope: match &rules.scope {
+                Scope::Queue => "queue".to_owned(),
+                Scope::Global => "global".to_owned(),
+                Scope::Header(name) => format!("header:{name}"),
+            },
+            key: rules.key.iter().map(ToString::to_string).collect(),
+            target: queue.deliver.to_string(),
+            prefetch: options.prefetch.get(),
+            concurrency: options.concurrency.get(),
+            retention_ms: u64::try_from(options.retention.as_millis()).unwrap_or(u64::MAX),
+            dead_letter: options.dead_letter.clone(),
+            rate_per_s: found.map(|found| found.per_s),
+            needs: found.map(|found| Needs {
+                ids: found.ids,
+                memory_bytes: found.memory_bytes,
+                disk_bytes: found.disk_bytes,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "broker  {}", self.broker)?;
+        let max_size = format_size(self.store.max_size_bytes);
+        let cache = format_size(self.store.cache_bytes);
+        let path = &self.store.path;
+        writeln!(
+            f,
+            "store   {path}, at most {max_size}, cache {cache} (takes up to 3 times that)"
+        )?;
+        writeln!(f, "http    {}", self.http.as_deref().unwrap_or("off"))?;
+        for queue in &self.queues {
+            write!(f, "\n{queue}")?;
+        }
+        if let Some(total) = &self.total {
+            write!(f, "\ntotal   {total}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for QueueReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |sources: &[String], none: &str| match sources {
+            [] => none.to_owned(),
+            sources => sources.join(", "),
+        };
+        let retention = std::time::Duration::from_millis(self.retention_ms);
+        writeln!(f, "queues.{}", self.name)?;
+        writeln!(f, "  queue        {}", self.queue)?;
+        let id = or_none(&self.id, "fingerprint");
+        writeln!(f, "  id           {id} (scope {})", self.scope)?;
+        writeln!(
+            f,
+            "  key          {}",
+            or_none(&self.key, "none: no ordering")
+        )?;
+        writeln!(f, "  target       {}", self.target)?;
+        writeln!(
+            f,
+            "  prefetch     {}, {} handlers at once",
+            self.prefetch, self.concurrency
+        )?;
+        writeln!(f, "  retention    {}", format_duration(retention))?;
+        writeln!(f, "  dead letters {}", self.dead_letter)?;
+        if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
+            writeln!(f, "  {:<12} {needs}", format!("at {rate}/s"))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let memory = approximate_size(self.memory_bytes);
+        let disk = approximate_size(self.disk_bytes);
+        write!(f, "{} ids: {memory} of memory, {disk} of disk", self.ids)
+    }
+}
+
+fn as_json(report: &Report) -> serde_json::Value {
+    serde_json::to_value(report).expect("the report has string keys and finite numbers only")
+}
+
+fn errors_as_json(errors: &ConfigErrors) -> serde_json::Value {
+    let errors: Vec<_> = errors
+        .iter()
+        .map(|error| {
+            serde_json::json!({
+                "origin": error.origin(),
+                "path": error.path(),
+                "problem": error.problem(),
+            })
+        })
+        .collect();
+    serde_json::json!({ "ok": false, "errors": errors })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::Args as _;
+
+    use super::*;
+
+    #[test]
+    fn the_options_fit_together() {
+        CheckArgs::augment_args(clap::Command::new("check")).debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_are_those_that_users_script_against() {
+        let code = |config: &str, rate: &str| {
+            let args = CheckArgs {
+                config: ConfigArgs {
+                    config: Some(config.into()),
+                    set: Vec::new(),
+                },
+                rate: vec![rate.parse().unwrap()],
+                json: false,
+            };
+            format!("{:?}", run(&args))
+        };
+        let expected = |code: u8| format!("{:?}", ExitCode::from(code));
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml");
+        assert_eq!(code(file, "orders=5"), expected(0));
+        assert_eq!(code(file, "order=5"), expected(2));
+        assert_eq!(code("/nowhere/config.toml", "5"), expected(78));
+    }
+
+    fn report(rates: &[&str]) -> Report {
+        let text = "[broker]\nurl = 'amqp://me:hunter2@mq:5672/%2f'\n\
+            [queues.orders]\nkey = ['header:x-key']\n\
+            deliver = { type = 'http', url = 'http://me:hunter2@127.0.0.1:8080/hook?t=hunter2' }\n";
+        let config = Config::load(Some((Path::new("c.toml"), text)), [], &[]).unwrap();
+        let rates: Vec<Rate> = rates.iter().map(|rate| rate.parse().unwrap()).collect();
+        Report::new(&config, &estimate(&config, &rates, BYTES_PER_ID).unwrap())
+    }
+
+    #[test]
+    fn the_report_says_what_is_consumed_and_what_it_costs_and_no_secret() {
+        let expected = "\
+broker  amqp://mq:5672/%2f
+store   ./onceward-data, at most 10 GiB, cache 64 MiB (takes up to 3 times that)
+http    127.0.0.1:9464
+
+queues.orders
+  queue        orders
+  id           message-id (scope queue)
+  key          header:x-key
+  target       http http://127.0.0.1:8080/hook
+  prefetch     500, 64 handlers at once
+  retention    7d
+  dead letters orders.dead
+  at 1000/s    604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk
+
+total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
+        let report = report(&["1000"]);
+        assert_eq!(report.to_string(), expected);
+        let warning = report.warning.unwrap();
+        assert!(
+            warning.contains("is over store.max_size = \"10 GiB\""),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn without_a_rate_nothing_is_reckoned() {
+        let report = report(&[]);
+        assert!(report.to_string().ends_with("dead letters orders.dead\n"));
+        assert!(report.warning.is_none());
+    }
+
+    #[test]
+    fn json_says_the_same() {
+        let json = as_json(&report(&["orders=10"]));
+        assert_eq!(json["ok"], true);
+        assert_eq!(json["queues"][0]["needs"]["ids"], 6_048_000);
+        assert_eq!(
+            json["queues"][0]["target"],
+            "http http://127.0.0.1:8080/hook"
+        );
+        assert_eq!(json["total"]["disk_bytes"], 6_048_000 * 120);
+        assert!(!json.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn errors_are_json_too() {
+        let errors = Config::load(None, [], &["http.listne=''".to_owned()]).unwrap_err();
+        let json = errors_as_json(&errors);
+        assert_eq!(json["errors"][0]["origin"], "--set http.listne");
+        assert_eq!(json["errors"][0]["path"], "http.listne");
+    }
+}

@@ -1,0 +1,6 @@
+//! The commands of the command line, one file each; `main` only parses and calls them.
+
+pub mod check;
+mod source;
+
+pub use self::source::ConfigArgs;
