@@ -8,6 +8,8 @@ mod options;
 mod payload;
 mod store;
 mod telemetry;
+#[cfg(feature = "worker")]
+pub mod worker;
 
 pub use crate::backoff::Retry;
 pub use crate::broker::{
