@@ -5,12 +5,14 @@
 
 #[allow(
     dead_code,
+    unused_imports,
     reason = "the command line that builds targets comes with its own branch"
 )]
 pub(crate) mod deliver;
 
 #[allow(
     dead_code,
+    unused_imports,
     reason = "the command line that serves it comes with its own branch"
 )]
 pub(crate) mod admin;

@@ -5,7 +5,6 @@
 //! command that cannot be started. Runs no shell, and does not pursue processes that leave the group (`setsid`).
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::pin::pin;
@@ -15,11 +14,12 @@ use std::time::Duration;
 use futures_util::future::{self, Either};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin};
 use tracing::debug;
 
 use super::TargetError;
+use super::tail::Tail;
 use crate::message::escape;
 use crate::{Body, Context, Handler, Result, reject};
 
@@ -29,15 +29,6 @@ const REJECT_CODES: [i32; 2] = [65, 100];
 /// How long the pipes are read after the exit: what is left in them is there at once, and whoever left the group
 /// with a pipe in hand is not waited for.
 const PIPES_AFTER_EXIT: Duration = Duration::from_millis(500);
-
-/// Most bytes of stderr that go into an error text.
-const ERROR_BYTES_MAX: usize = 512;
-
-/// Most lines of stderr that go into an error text.
-const ERROR_LINES_MAX: usize = 3;
-
-/// Bytes read from a pipe at a time.
-const CHUNK_BYTES: usize = 8 * 1024;
 
 /// Options of the target `command`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +132,8 @@ impl Command {
                 }
             }
         };
+        stdout.cut();
+        stderr.cut();
         Ok(Finished {
             status,
             stdout,
@@ -231,62 +224,6 @@ async fn feed(input: Option<ChildStdin>, body: &[u8]) -> io::Result<()> {
     match input.write_all(body).await {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// The last bytes of a stream, at most twice `bytes_max` of them in memory.
-struct Tail {
-    bytes: Vec<u8>,
-    bytes_max: usize,
-}
-
-impl Tail {
-    const fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            bytes_max,
-        }
-    }
-
-    /// Reads to the end; an error of a pipe is its end.
-    async fn read(&mut self, stream: Option<impl AsyncRead + Unpin>) {
-        let Some(mut stream) = stream else {
-            return;
-        };
-        let mut chunk = vec![0; CHUNK_BYTES];
-        while let Ok(read @ 1..) = stream.read(&mut chunk).await {
-            self.bytes.extend(chunk.iter().take(read));
-            if self.bytes.len() > self.bytes_max.saturating_mul(2) {
-                self.cut();
-            }
-        }
-        self.cut();
-    }
-
-    fn cut(&mut self) {
-        let dropped = self.bytes.len().saturating_sub(self.bytes_max);
-        self.bytes.drain(..dropped);
-    }
-
-    /// The last lines that are not blank, in order, escaped, short enough for an error text.
-    fn last_lines(&self) -> String {
-        let from = self.bytes.len().saturating_sub(ERROR_BYTES_MAX);
-        let tail = self.bytes.get(from..).unwrap_or_default();
-        let lines: Vec<&[u8]> = tail
-            .split(|&byte| byte == b'\n')
-            .map(<[u8]>::trim_ascii)
-            .filter(|line| !line.is_empty())
-            .collect();
-        let first = lines.len().saturating_sub(ERROR_LINES_MAX);
-        let last: Vec<String> = lines.iter().skip(first).map(|line| escape(line)).collect();
-        last.join("; ")
-    }
-}
-
-/// A whole tail, escaped when, and only if, it is printed.
-impl fmt::Display for Tail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&escape(&self.bytes))
     }
 }
 
@@ -480,12 +417,21 @@ mod tests {
         until("the grandchild is gone", || is_gone(pid)).await;
     }
 
-    #[test]
-    fn the_tail_is_bounded_and_keeps_the_end() {
-        let mut tail = Tail::new(4);
-        tail.bytes.extend_from_slice(b"0123456789");
-        tail.cut();
-        assert_eq!(tail.to_string(), "6789");
+    #[tokio::test]
+    async fn a_process_that_left_the_group_with_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("pid");
+        let script = r#"setsid sh -c 'echo $$ > "$1"; exec sleep 300' sh "$1" &
+            until [ -s "$1" ]; do sleep 0.01; done; echo last >&2; exit 1"#;
+        let target = target(script, &[&file]);
+        let mut cx = context();
+        let handled = target.handle(&mut cx, Body("".into()));
+        let ended = tokio::time::timeout(Duration::from_secs(10), handled).await;
+        let pid = pid_in(&file).expect("written before the exit");
+        killpg(Pid::from_raw(pid), Signal::SIGKILL).expect("it is ours, and lives");
+        let verdict: Verdict = ended.expect("not waited for").into();
+        let text = "command \"/bin/sh\" ended with exit status: 1: last".to_owned();
+        assert_eq!(verdict, Verdict::Retry(text, None));
     }
 
     #[test]

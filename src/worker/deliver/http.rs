@@ -26,8 +26,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of an answer's body that go into an error text.
 const EXCERPT_BYTES_MAX: usize = 200;
 
+/// Most bytes of an answer's body that are read: a connection can be used again only after the end of the body.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
 /// How long an answer's body is waited for: the status has decided already.
-const EXCERPT_WAIT: Duration = Duration::from_secs(1);
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
 
 /// Headers that the target sets itself, or that belong to the connection.
 const RESERVED_HEADERS: [&str; 14] = [
@@ -178,14 +181,15 @@ impl Http {
 
     async fn judge(&self, response: Response) -> Result {
         let status = response.status();
+        let after = retry_delay(response.headers());
+        let excerpt = read_answer(response).await;
         if status.is_success() {
             return Ok(());
         }
-        let after = retry_delay(response.headers());
         let error = HttpError::Status {
             url: self.url_shown.clone(),
             status,
-            excerpt: excerpt(response).await,
+            excerpt,
         };
         match after {
             _ if !is_retryable(status) => Err(reject(error)),
@@ -262,19 +266,19 @@ fn retry_delay(headers: &HeaderMap) -> Option<Duration> {
     (!delay.is_zero()).then(|| delay.min(RETRY_AFTER_MAX))
 }
 
-async fn excerpt(mut response: Response) -> String {
-    let mut bytes = Vec::with_capacity(EXCERPT_BYTES_MAX);
+/// Reads the body, if it is short and comes soon, and keeps its start, escaped.
+async fn read_answer(mut response: Response) -> String {
+    let mut start = Vec::with_capacity(EXCERPT_BYTES_MAX);
     let read = async {
-        while let Ok(Some(chunk)) = response.chunk().await {
-            bytes.extend(chunk.iter().take(EXCERPT_BYTES_MAX - bytes.len()));
-            if bytes.len() == EXCERPT_BYTES_MAX {
-                break;
-            }
+        let mut bytes = 0;
+        while let (true, Ok(Some(chunk))) = (bytes < ANSWER_BYTES_MAX, response.chunk().await) {
+            bytes += chunk.len();
+            start.extend(chunk.iter().take(EXCERPT_BYTES_MAX - start.len()));
         }
     };
     // What has come by then is shown.
-    let _ = tokio::time::timeout(EXCERPT_WAIT, read).await;
-    escape(bytes.trim_ascii())
+    let _ = tokio::time::timeout(ANSWER_WAIT, read).await;
+    escape(start.trim_ascii())
 }
 
 fn percent_encoded(bytes: &[u8]) -> String {
@@ -295,6 +299,7 @@ mod tests {
 
     use axum::Router;
     use axum::body::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
     use tokio::task::JoinSet;
 
@@ -557,6 +562,52 @@ mod tests {
             drop(listener);
         });
         assert!(matches!(verdict, Verdict::Retry(_, None)), "{verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_also_if_the_body_comes_after_the_status() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let (mut connection, _) = listener.accept().await.expect("a connection");
+            let mut request = vec![0; 4096];
+            for answer in ["200 OK", "503 Busy", "200 OK"] {
+                assert_ne!(connection.read(&mut request).await.expect("a request"), 0);
+                let head = format!("HTTP/1.1 {answer}\r\ncontent-length: 4\r\n\r\n");
+                connection.write_all(head.as_bytes()).await.expect("open");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                connection.write_all(b"fine").await.expect("open");
+            }
+        });
+        let target = target(&options(&url));
+        let mut cx = Context::for_tests(Message::default());
+        for done in [true, false, true] {
+            let handled = target.handle(&mut cx, Body(Bytes::new()));
+            let handled = tokio::time::timeout(Duration::from_secs(10), handled).await;
+            assert_eq!(handled.expect("no second connection").is_ok(), done);
+        }
+        assert!(server.join_next().await.expect("the server").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_does_not_hold_up_the_verdict() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let mut server = JoinSet::new();
+        server.spawn(async move {
+            let (mut connection, _) = listener.accept().await.expect("a connection");
+            let mut request = vec![0; 4096];
+            assert_ne!(connection.read(&mut request).await.expect("a request"), 0);
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n";
+            connection.write_all(head).await.expect("open");
+            std::future::pending::<()>().await;
+        });
+        let options = options(&url);
+        let mut cx = Context::for_tests(Message::default());
+        let handled = deliver(&options, &mut cx);
+        let handled = tokio::time::timeout(Duration::from_secs(10), handled).await;
+        assert_eq!(handled, Ok(Verdict::Done));
     }
 
     #[tokio::test]

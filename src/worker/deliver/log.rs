@@ -3,7 +3,6 @@
 //! Writes one `info` line a message and always succeeds. Never writes the body or a header: they may hold what no
 //! log should.
 
-use tracing::field::display;
 use tracing::info;
 
 use crate::message::escape;
@@ -18,7 +17,7 @@ impl Handler<Body> for Log {
         info!(
             queue = cx.queue(),
             id = %cx.id(),
-            key = cx.key().map(display),
+            key = cx.key().map(tracing::field::display),
             attempt = cx.attempt(),
             redelivered = cx.redelivered(),
             content_type = content_type.map(|mime| escape(mime.as_bytes())),

@@ -8,6 +8,7 @@ mod command;
 mod exchange;
 mod http;
 mod log;
+mod tail;
 mod trace;
 
 pub(crate) use self::command::{Command, CommandOptions};
