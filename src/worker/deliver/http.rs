@@ -20,9 +20,6 @@ use crate::{Body, Context, Handler, Result, reject, retry_after};
 /// Longest delay that `Retry-After` can ask for: the message stays unacknowledged all that time.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// How long a connection may take to open, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Most bytes of an answer's body that go into an error text.
 const EXCERPT_BYTES_MAX: usize = 200;
 
@@ -107,28 +104,6 @@ impl HttpOptions {
         }
         Ok(headers)
     }
-}
-
-/// The client that all targets share, and with it one connection pool.
-///
-/// Takes no proxy from the environment: where messages go is in the configuration, or nowhere.
-///
-/// # Errors
-///
-/// If the system's certificates cannot be set up.
-///
-/// # Panics
-///
-/// With the feature `tls`, if no rustls provider is installed: the binary installs ring before it comes here, the
-/// library never installs one.
-pub(crate) fn http_client() -> reqwest::Result<Client> {
-    Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .user_agent(concat!("onceward/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 /// The target `http`.
@@ -303,7 +278,7 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio::task::JoinSet;
 
-    use super::super::Verdict;
+    use super::super::{Verdict, http_client};
     use super::*;
     use crate::message::{Key, Message, MessageId, Properties};
 

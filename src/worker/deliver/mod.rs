@@ -4,6 +4,7 @@
 //! checked when a target is built, so a running target never fails on its own configuration. Nothing here decides
 //! about retries beyond saying retry or reject: delays, attempts and timeouts are the runtime's.
 
+mod client;
 mod command;
 mod exchange;
 mod http;
@@ -11,9 +12,10 @@ mod log;
 mod tail;
 mod trace;
 
+pub(crate) use self::client::{ClientError, http_client};
 pub(crate) use self::command::{Command, CommandOptions};
 pub(crate) use self::exchange::{Exchange, ExchangeOptions};
-pub(crate) use self::http::{Http, HttpOptions, http_client};
+pub(crate) use self::http::{Http, HttpOptions};
 pub(crate) use self::log::Log;
 use crate::{Body, Context, Handler, Result};
 
