@@ -153,6 +153,22 @@ impl Context {
     pub const fn deadline(&self) -> Instant {
         self.deadline
     }
+
+    /// The first attempt at `message`, from queue `orders`, with its message-id as the id.
+    #[cfg(test)]
+    pub(crate) fn for_tests(message: Message) -> Self {
+        let id = message.properties.message_id.clone().unwrap_or_default();
+        Self {
+            message: Arc::new(message),
+            queue: "orders".into(),
+            id: MessageId::new(id),
+            scope: ScopeName::queue("orders"),
+            key: None,
+            attempt: 1,
+            redelivered: false,
+            deadline: tokio::time::Instant::now().into_std() + Duration::from_secs(30),
+        }
+    }
 }
 
 /// Why a handler did not finish, by what is done about it.

@@ -1,7 +1,9 @@
-//! The stock worker: what the binary `onceward` is made of besides the runtime.
+//! The stock worker: what turns a `config.toml` into a running runtime without a line of Rust.
 //!
-//! Owns the configuration file and the commands of the command line. The runtime knows nothing of
-//! it: whoever embeds the library builds [`Options`](crate::Options) and handlers directly.
+//! Owns the configuration file, the delivery targets, the admin server and the command line. Knows nothing of sled or
+//! lapin; the runtime is used as any embedder uses it.
 
+pub(crate) mod admin;
 pub mod cli;
 pub mod config;
+pub(crate) mod deliver;

@@ -1,0 +1,243 @@
+//! Delivers a message by publishing it to another exchange, confirmed, under an id that never changes.
+//!
+//! Done means that the broker has it in every queue it was routed to. The id is derived from the inbound one, so an
+//! attempt that is made again after a crash publishes a twin that the next hop recognizes. Refuses to publish to the
+//! queue that the message came from: each copy would have a new id, for ever.
+
+use std::sync::Arc;
+
+use crate::message::{HeaderValue, Message};
+use crate::{Body, Context, Handler, OUTGOING_ID_HEADER, Publisher, Result, reject};
+
+use super::TargetError;
+
+/// Header with the message-id that the message had when it came in.
+const ORIGIN_ID_HEADER: &str = "x-onceward-origin-id";
+
+/// Header with the queue that the message came from.
+const QUEUE_HEADER: &str = "x-onceward-queue";
+
+/// Headers that RabbitMQ routes by, beside the routing key: kept, they would send copies where nobody configured.
+const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
+
+/// Options of the target `exchange`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ExchangeOptions {
+    /// The exchange; empty for the default one, which needs a routing key (a queue's name).
+    pub(crate) exchange: String,
+    /// The routing key; the inbound message's if `None`.
+    pub(crate) routing_key: Option<String>,
+}
+
+impl ExchangeOptions {
+    /// Finds what is wrong without building anything.
+    pub(crate) fn check(&self) -> Result<(), TargetError> {
+        let name_bytes_max = 255;
+        if self.exchange.len() > name_bytes_max {
+            return Err(TargetError::new("exchange", "longer than 255 bytes"));
+        }
+        match &self.routing_key {
+            Some(key) if key.len() > name_bytes_max => {
+                Err(TargetError::new("routing_key", "longer than 255 bytes"))
+            }
+            None if self.exchange.is_empty() => Err(TargetError::new(
+                "routing_key",
+                "missing; the default exchange needs the name of a queue here",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The target `exchange`.
+pub(crate) struct Exchange {
+    options: ExchangeOptions,
+    publisher: Publisher,
+}
+
+impl Exchange {
+    pub(crate) fn new(options: ExchangeOptions, publisher: Publisher) -> Result<Self, TargetError> {
+        options.check()?;
+        Ok(Self { options, publisher })
+    }
+
+    /// The inbound message as it goes out: other target, id and origin; the rest as it came.
+    fn outgoing(&self, cx: &Context, body: Body) -> Message {
+        let inbound = cx.message();
+        let mut properties = inbound.properties.clone();
+        let headers = &mut properties.headers;
+        // An earlier hop's; left in, it would be taken for the id of this publish.
+        headers.remove(OUTGOING_ID_HEADER);
+        for name in ROUTING_HEADERS {
+            headers.remove(name);
+        }
+        headers.insert(QUEUE_HEADER.to_owned(), cx.queue().into());
+        if let Some(id) = properties.message_id.take() {
+            headers.insert(ORIGIN_ID_HEADER.to_owned(), HeaderValue::from(id));
+        }
+        properties.message_id = Some(cx.effect_key("exchange"));
+        properties.delivery_mode = Some(2);
+        // The broker refuses a message in the name of a user that this connection is not.
+        properties.user_id = None;
+        let routing_key = self.options.routing_key.as_ref();
+        Message {
+            exchange: self.options.exchange.clone(),
+            routing_key: routing_key.unwrap_or(&inbound.routing_key).clone(),
+            properties,
+            body: body.0,
+        }
+    }
+}
+
+impl Handler<Body> for Exchange {
+    async fn handle(&self, cx: &mut Context, body: Body) -> Result {
+        let message = self.outgoing(cx, body);
+        if message.exchange.is_empty() && message.routing_key == cx.queue() {
+            return Err(reject(ExchangeError::Loop {
+                queue: message.routing_key,
+            }));
+        }
+        Ok(self.publisher.publish(Arc::new(message)).await?)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ExchangeError {
+    #[error("the exchange target would publish to queue {queue:?}, where the message came from")]
+    Loop { queue: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tokio::task::JoinSet;
+
+    use super::super::Verdict;
+    use super::*;
+    use crate::MemoryBroker;
+    use crate::broker::PublisherTask;
+    use crate::message::Properties;
+
+    struct Fixture {
+        broker: MemoryBroker,
+        publisher: Publisher,
+        _task: JoinSet<()>,
+    }
+
+    fn fixture() -> Fixture {
+        let broker = MemoryBroker::new();
+        let (publisher, task) = PublisherTask::new(Arc::new(broker.clone()), BTreeSet::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(task.run());
+        Fixture {
+            broker,
+            publisher,
+            _task: tasks,
+        }
+    }
+
+    impl Fixture {
+        async fn deliver(&self, exchange: &str, key: Option<&str>, cx: &mut Context) -> Verdict {
+            let options = ExchangeOptions {
+                exchange: exchange.to_owned(),
+                routing_key: key.map(str::to_owned),
+            };
+            let target = Exchange::new(options, self.publisher.clone()).expect("legal options");
+            let body = Body(cx.message().body.clone());
+            target.handle(cx, body).await.into()
+        }
+    }
+
+    fn inbound() -> Message {
+        let headers = [
+            ("x-key", HeaderValue::from("k")),
+            ("CC", HeaderValue::Array(vec!["elsewhere".into()])),
+            (OUTGOING_ID_HEADER, HeaderValue::from("an earlier hop's")),
+        ];
+        Message {
+            exchange: "in".to_owned(),
+            routing_key: "orders.new".to_owned(),
+            properties: Properties {
+                message_id: Some("m-1".to_owned()),
+                content_type: Some("application/json".to_owned()),
+                expiration: Some("60000".to_owned()),
+                user_id: Some("alice".to_owned()),
+                delivery_mode: Some(1),
+                headers: headers.map(|(name, value)| (name.to_owned(), value)).into(),
+                ..Properties::default()
+            },
+            body: "{}".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_confirmed_message_is_out_with_a_stable_id_and_its_properties() {
+        let fixture = fixture();
+        fixture.broker.bind("clean", "orders.new", "out");
+        let mut cx = Context::for_tests(inbound());
+        for attempt in 1..=2 {
+            cx.attempt = attempt;
+            assert_eq!(fixture.deliver("clean", None, &mut cx).await, Verdict::Done);
+        }
+        let sent = fixture.broker.take_all("out");
+        let mut expected = inbound();
+        expected.exchange = "clean".to_owned();
+        expected.properties.message_id = Some(cx.effect_key("exchange"));
+        expected.properties.user_id = None;
+        expected.properties.delivery_mode = Some(2);
+        let headers = [
+            ("x-key", "k"),
+            ("x-onceward-origin-id", "m-1"),
+            ("x-onceward-queue", "orders"),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.into()));
+        expected.properties.headers = headers.into();
+        assert_eq!(sent.len(), 2);
+        for message in sent {
+            assert_eq!(*message, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unroutable_message_is_tried_again() {
+        let fixture = fixture();
+        let mut cx = Context::for_tests(inbound());
+        let verdict = fixture.deliver("clean", Some("k"), &mut cx).await;
+        let Verdict::Retry(text, None) = verdict else {
+            panic!("{verdict:?}");
+        };
+        assert_eq!(
+            text,
+            "no queue takes messages of exchange \"clean\" with routing key \"k\": NO_ROUTE"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_message_is_never_published_to_the_queue_it_came_from() {
+        let fixture = fixture();
+        fixture.broker.declare("orders");
+        let mut cx = Context::for_tests(inbound());
+        let verdict = fixture.deliver("", Some("orders"), &mut cx).await;
+        assert!(matches!(verdict, Verdict::Reject(_)), "{verdict:?}");
+        assert_eq!(fixture.broker.depth("orders"), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_publisher_that_is_gone_is_a_retry() {
+        let mut fixture = fixture();
+        fixture._task.shutdown().await;
+        let mut cx = Context::for_tests(inbound());
+        let verdict = fixture.deliver("", Some("out"), &mut cx).await;
+        assert!(matches!(verdict, Verdict::Retry(..)), "{verdict:?}");
+    }
+
+    #[test]
+    fn the_default_exchange_needs_a_routing_key() {
+        let options = ExchangeOptions {
+            exchange: String::new(),
+            routing_key: None,
+        };
+        assert_eq!(options.check().unwrap_err().option, "routing_key");
+    }
+}
