@@ -127,9 +127,9 @@ mod tests {
 
     fn fixture() -> Fixture {
         let broker = MemoryBroker::new();
-        let (publisher, task) = PublisherTask::new(Arc::new(broker.clone()), BTreeSet::new());
+        let (publisher, task) = PublisherTask::new(Arc::new(broker.clone()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(task.run());
+        tasks.spawn(task.run(tokio_util::sync::CancellationToken::new()));
         Fixture {
             broker,
             publisher,
