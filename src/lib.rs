@@ -17,7 +17,7 @@ pub use crate::backoff::Retry;
 pub use crate::broker::{
     AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare, Deliveries,
     Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
-    Publisher, Session, Subscription,
+    Publisher, STACK_BYTES_MIN, Session, Subscription,
 };
 pub use crate::clock::Clock;
 pub use crate::handler::{Context, HandleError, Handler, HandlerFn, Result, reject, retry_after};
