@@ -141,13 +141,10 @@ impl Writer {
 
     fn value(&mut self, from: &HeaderValue, room: usize) -> Result<AMQPValue, String> {
         let nested = matches!(from, HeaderValue::Array(_) | HeaderValue::Table(_));
-        let room = match room.checked_sub(usize::from(nested)) {
-            Some(room) => room,
-            None => {
-                return Err(format!(
-                    "headers nest deeper than {HEADER_DEPTH_MAX} levels"
-                ));
-            }
+        let Some(room) = room.checked_sub(usize::from(nested)) else {
+            return Err(format!(
+                "headers nest deeper than {HEADER_DEPTH_MAX} levels"
+            ));
         };
         if let HeaderValue::Bytes(bytes) = from {
             return Ok(self.long(bytes));
