@@ -19,6 +19,7 @@ use onceward::{
 };
 use support::rabbitmq::{Client, Vhost, arguments};
 use support::raw_amqp::{self, RawMessage};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Longer than anything here takes on a slow machine.
@@ -233,7 +234,8 @@ async fn headers_as_deep_as_a_frame_allows_become_a_delivery_with_a_defect() {
     raw_amqp::publish(&fixture.vhost.url(), "q", &messages);
     // On a worker thread: like lapin's, and unlike a test's own, its stack is that of RUST_MIN_STACK.
     let inner = Arc::clone(&fixture);
-    let reading = tokio::task::spawn(async move {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
         let mut session = inner.consume("q", 10).await;
         for _ in 0..4 {
             let delivery = next(&mut session).await.expect("a delivery");
@@ -249,7 +251,7 @@ async fn headers_as_deep_as_a_frame_allows_become_a_delivery_with_a_defect() {
         }
         session.acks.close().await;
     });
-    reading.await.expect("no panic");
+    tasks.join_next().await.expect("a task").expect("no panic");
     assert_eq!(fixture.client.depth("q").await, 0);
 }
 
@@ -279,6 +281,9 @@ async fn bytes_that_cannot_be_parsed_are_told_apart_from_a_lost_connection() {
             other => panic!("{queue}: expected unreadable, got {other:?}"),
         }
         assert!(session.deliveries.next().await.is_none());
+        // Whoever acks may notice first.
+        let error = session.acks.ack(1, false).await.expect_err("no connection");
+        assert!(matches!(error, BrokerError::Unreadable { .. }), "{error}");
     }
 }
 
@@ -554,7 +559,7 @@ async fn exactly_the_unroutable_messages_are_said_to_be_unroutable() {
     fixture.client.declare_classic("out").await;
     let mut channel = fixture.broker.publish_channel().await.expect("a channel");
     for round in 0..5 {
-        let is_bad = |number: usize| number % (3 + round) == 0;
+        let is_bad = |number: usize| number.is_multiple_of(3 + round);
         let batch: Vec<_> = (0..200)
             .map(|number| {
                 let queue = if is_bad(number) { "nowhere" } else { "out" };
@@ -599,6 +604,23 @@ async fn a_message_that_closes_the_channel_does_not_take_the_others_along() {
         );
         assert!(matches!(&published[2], Published::Unsendable(text) if text.contains("256 bytes")));
         assert_eq!(published[3], Published::Confirmed);
+    }
+}
+
+#[tokio::test]
+async fn a_large_group_survives_a_message_that_closes_the_channel_under_it() {
+    let fixture = Fixture::new().await;
+    fixture.client.declare_classic("out").await;
+    let mut channel = fixture.broker.publish_channel().await.expect("a channel");
+    let mut batch: Vec<_> = numbers(256).iter().map(|id| message("out", id)).collect();
+    batch[3] = Arc::new(Message {
+        exchange: "nowhere".to_owned(),
+        ..Message::clone(&batch[3])
+    });
+    let published = channel.publish(&batch).await.expect("answers");
+    for (number, answer) in published.iter().enumerate() {
+        let is_good = *answer == Published::Confirmed;
+        assert_eq!(is_good, number != 3, "message {number}: {answer:?}");
     }
 }
 

@@ -135,14 +135,17 @@ impl Connection {
 
     /// Reads the next method frame and checks which it is.
     fn expect(&mut self, class: u16, method: u16) {
-        let mut start = [0; 7];
-        self.0.read_exact(&mut start).expect("the broker answers");
-        let size = u32::from_be_bytes([start[3], start[4], start[5], start[6]]);
-        let mut rest = vec![0; size as usize + 1];
+        let (mut kind_and_channel, mut size, mut ids) = ([0; 3], [0; 4], [0; 4]);
+        for part in [&mut kind_and_channel[..], &mut size, &mut ids] {
+            self.0.read_exact(part).expect("the broker answers");
+        }
+        // The ids are read already, the end of the frame is not counted.
+        let mut rest = vec![0; u32::from_be_bytes(size) as usize - ids.len() + 1];
         self.0.read_exact(&mut rest).expect("the broker answers");
+        let [class_high, class_low, method_high, method_low] = ids;
         let got = (
-            u16::from_be_bytes([rest[0], rest[1]]),
-            u16::from_be_bytes([rest[2], rest[3]]),
+            u16::from_be_bytes([class_high, class_low]),
+            u16::from_be_bytes([method_high, method_low]),
         );
         let text = String::from_utf8_lossy(&rest);
         assert_eq!(got, (class, method), "the broker answered {text}");

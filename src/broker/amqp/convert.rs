@@ -3,6 +3,7 @@
 //! Every AMQP type has a place; strings stay raw bytes. Never recurses deeper than [`HEADER_DEPTH_MAX`]: what nests
 //! deeper becomes [`HeaderValue::Void`] and a defect that names the header. The body is moved, not copied.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,9 +13,15 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use crate::broker::Delivery;
 use crate::message::{HEADER_DEPTH_MAX, HeaderValue, Headers, Message, Properties, escape};
 
+/// Stack in which the deepest headers of one frame are dropped, in a debug build too, with room to spare.
+const DISCARD_STACK_BYTES: usize = 64 * 1024 * 1024;
+
 /// A delivery of lapin's as ours.
 pub(super) fn delivery(from: lapin::message::Delivery) -> Delivery {
     let (properties, deep) = properties(&from.properties);
+    if deep.is_some() {
+        discard(from.properties);
+    }
     let defect = deep.map(|name| {
         let name = escape(name.as_bytes());
         format!("header \"{name}\" nests deeper than {HEADER_DEPTH_MAX} levels")
@@ -61,6 +68,17 @@ pub(super) fn properties(from: &BasicProperties) -> (Properties, Option<String>)
         app_id: text(from.app_id()),
     };
     (properties, deep)
+}
+
+/// Drops deep headers where there is room for it: 26,000 levels of tables take 8 to 16 MiB, we have any thread's.
+fn discard(properties: BasicProperties) {
+    // If there is no thread to be had it leaks, which is better than to overflow.
+    let properties = ManuallyDrop::new(properties);
+    let roomy = std::thread::Builder::new().stack_size(DISCARD_STACK_BYTES);
+    if let Ok(discarding) = roomy.spawn(move || drop(ManuallyDrop::into_inner(properties))) {
+        // A drop of plain values does not panic.
+        let _ = discarding.join();
+    }
 }
 
 /// Whether something was nested too deep to be kept.
@@ -174,5 +192,18 @@ mod tests {
         assert_eq!(deep, None);
         let (_, deep) = properties(&with_header(nested(HEADER_DEPTH_MAX + 1)));
         assert_eq!(deep.as_deref(), Some("h\u{1b}"));
+    }
+
+    #[test]
+    fn headers_as_deep_as_a_frame_allows_need_little_stack_here() {
+        let deep = with_header(nested(26_000));
+        let small = std::thread::Builder::new().stack_size(1024 * 1024);
+        let converting = small.spawn(move || {
+            let (_, cut) = properties(&deep);
+            discard(deep);
+            cut
+        });
+        let cut = converting.expect("a thread").join().expect("no panic");
+        assert_eq!(cut.as_deref(), Some("h\u{1b}"));
     }
 }

@@ -6,7 +6,7 @@
 //! address shows the password.
 //!
 //! **Stack.** A producer can nest headers as deep as fits into a frame (26,000 levels in 128 KiB), and lapin parses
-//! and drops them by recursion. Set `RUST_MIN_STACK` to [`STACK_BYTES_MIN`] or more in the environment *before the
+//! them by recursion, on a thread of its own. Set `RUST_MIN_STACK` to [`STACK_BYTES_MIN`] or more in the environment *before the
 //! process starts its first thread*, tokio's among them, or one such message aborts the process for as long as it is
 //! in the queue. The stock binary does so; a library cannot.
 
@@ -29,7 +29,7 @@ use super::{Broker, BrokerError, PublishChannel, Session, Subscription};
 ///
 /// Threads of the standard library and of tokio get it from the environment variable `RUST_MIN_STACK`. Memory is
 /// reserved, not used, until such a message comes.
-pub const STACK_BYTES_MIN: usize = 128 * 1024 * 1024;
+pub const STACK_BYTES_MIN: usize = 512 * 1024 * 1024;
 
 /// RabbitMQ, or another broker that speaks AMQP 0-9-1 as it does.
 #[derive(Debug)]

@@ -141,13 +141,10 @@ impl Writer {
 
     fn value(&mut self, from: &HeaderValue, room: usize) -> Result<AMQPValue, String> {
         let nested = matches!(from, HeaderValue::Array(_) | HeaderValue::Table(_));
-        let room = match room.checked_sub(usize::from(nested)) {
-            Some(room) => room,
-            None => {
-                return Err(format!(
-                    "headers nest deeper than {HEADER_DEPTH_MAX} levels"
-                ));
-            }
+        let Some(room) = room.checked_sub(usize::from(nested)) else {
+            return Err(format!(
+                "headers nest deeper than {HEADER_DEPTH_MAX} levels"
+            ));
         };
         if let HeaderValue::Bytes(bytes) = from {
             return Ok(self.long(bytes));
@@ -211,7 +208,7 @@ mod tests {
         properties
             .headers
             .insert("s".to_owned(), HeaderValue::from("\u{20ac}"));
-        let sent = outgoing(&message, &LIMITS).ok().expect("it can be sent");
+        let sent = outgoing(&message, &LIMITS).expect("it can be sent");
         message.properties.delivery_mode = Some(2);
         assert_eq!(
             convert::properties(&sent.properties),
@@ -242,7 +239,7 @@ mod tests {
     fn the_user_id_of_somebody_else_becomes_a_header() {
         let mut message = Message::default();
         message.properties.user_id = Some("producer".to_owned());
-        let sent = outgoing(&message, &LIMITS).ok().expect("it can be sent");
+        let sent = outgoing(&message, &LIMITS).expect("it can be sent");
         let (properties, _) = convert::properties(&sent.properties);
         assert_eq!(properties.user_id, None);
         assert_eq!(

@@ -121,7 +121,10 @@ impl Channeled {
         for message in batch {
             match self.send(message).await? {
                 Ok(sending) => sent.push(sending),
-                Err(error) => return self.refused(&error),
+                Err(error) => {
+                    let error = self.cause(sent).await?.unwrap_or(error);
+                    return self.refused(&error);
+                }
             }
         }
         let mut answers = Vec::with_capacity(batch.len());
@@ -175,6 +178,22 @@ impl Channeled {
         );
         let sent = self.progress.of("publishing", sending).await?;
         Ok(sent.map(Sending::Sent))
+    }
+
+    /// Why the channel was closed while the group was being sent: only the outstanding confirms know.
+    async fn cause(&mut self, sent: Vec<Sending>) -> Result<Option<lapin::Error>, BrokerError> {
+        for sending in sent {
+            let Sending::Sent(confirm) = sending else {
+                continue;
+            };
+            let ended = self.progress.of("publishing", confirm).await?;
+            if let Err(error) = ended
+                && error.is_amqp_soft_error()
+            {
+                return Ok(Some(error));
+            }
+        }
+        Ok(None)
     }
 
     /// What the end of the channel means: an answer to a message, or the loss of the connection.

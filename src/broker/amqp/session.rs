@@ -4,11 +4,13 @@
 //! is polled once more); ours ends in one: an error, then nothing. `qos` comes before `consume`, because the
 //! prefetch is the only bound on what lapin holds in memory.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Consumer, Event};
+use lapin::{Channel, Consumer, ErrorKind, Event};
 
 use super::convert;
 use super::link::{Link, Place};
@@ -40,28 +42,28 @@ pub(super) async fn open(link: Link, subscription: &Subscription) -> Result<Sess
         }
         Err(error) => return Err(link.place.lost_consuming(queue, "consuming", &error)),
     };
-    let incoming = Incoming {
-        consumer,
-        events,
+    let ending = Arc::new(Ending {
         place: link.place.clone(),
         queue: queue.clone(),
+        said: Mutex::new(Said { events, last: None }),
+    });
+    let incoming = Incoming {
+        consumer,
+        ending: Arc::clone(&ending),
     };
     Ok(Session {
         deliveries: incoming.into_deliveries(),
         acks: Box::new(Acks {
             link,
             channel,
-            queue: queue.clone(),
+            ending,
         }),
     })
 }
 
-/// What arrives, and what is said about the connection meanwhile.
 struct Incoming {
     consumer: Consumer,
-    events: BoxStream<'static, Event>,
-    place: Place,
-    queue: String,
+    ending: Arc<Ending>,
 }
 
 impl Incoming {
@@ -70,39 +72,18 @@ impl Incoming {
             let mut incoming = incoming?;
             match incoming.consumer.next().await {
                 Some(Ok(delivery)) => Some((Ok(convert::delivery(delivery)), Some(incoming))),
-                Some(Err(error)) => Some((Err(incoming.lost(&error)), None)),
-                None => Some((Err(incoming.ended()), None)),
+                Some(Err(error)) => Some((Err(incoming.ending.lost("consuming", &error)), None)),
+                None => Some((Err(incoming.ending.cancelled()), None)),
             }
         };
         stream::unfold(Some(self), next).fuse().boxed()
-    }
-
-    fn lost(&self, error: &lapin::Error) -> BrokerError {
-        self.place.lost_consuming(&self.queue, "consuming", error)
-    }
-
-    /// The consumer ended without an error: perhaps the connection knows one.
-    fn ended(&mut self) -> BrokerError {
-        let mut last = None;
-        while let Some(Some(event)) = self.events.next().now_or_never() {
-            if let Event::Error(error) = event {
-                last = Some(error);
-            }
-        }
-        let cancelled = || {
-            let queue = &self.queue;
-            self.place.lost_by(format!(
-                "the broker cancelled the consumer: queue {queue:?} was deleted or its node went down"
-            ))
-        };
-        last.map_or_else(cancelled, |error| self.lost(&error))
     }
 }
 
 struct Acks {
     link: Link,
     channel: Channel,
-    queue: String,
+    ending: Arc<Ending>,
 }
 
 impl AckChannel for Acks {
@@ -114,16 +95,57 @@ impl AckChannel for Acks {
                 .channel
                 .basic_ack(tag, BasicAckOptions { multiple })
                 .await;
-            written.map_err(|error| {
-                self.link
-                    .place
-                    .lost_consuming(&self.queue, "acking", &error)
-            })
+            written.map_err(|error| self.ending.lost("acking", &error))
         }
         .boxed()
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.link.close(self.channel).boxed()
+    }
+}
+
+/// Says why the session ended, the same to whoever notices it first: the stream or an ack.
+struct Ending {
+    place: Place,
+    queue: String,
+    said: Mutex<Said>,
+}
+
+/// What the connection said about itself; lapin gives each event to one listener only.
+struct Said {
+    events: BoxStream<'static, Event>,
+    last: Option<lapin::Error>,
+}
+
+impl Ending {
+    fn lost(&self, doing: &str, error: &lapin::Error) -> BrokerError {
+        // Later errors only say that the channel is closed, the connection's own one says why.
+        let unreadable = self
+            .said()
+            .filter(|error| matches!(error.kind(), ErrorKind::ParsingError(_)));
+        let error = unreadable.as_ref().unwrap_or(error);
+        self.place.lost_consuming(&self.queue, doing, error)
+    }
+
+    /// The consumer ended without an error: perhaps the connection knows one.
+    fn cancelled(&self) -> BrokerError {
+        let queue = &self.queue;
+        match self.said() {
+            Some(error) => self.place.lost_consuming(queue, "consuming", &error),
+            None => self.place.lost_by(format!(
+                "the broker cancelled the consumer: queue {queue:?} was deleted or its node went down"
+            )),
+        }
+    }
+
+    fn said(&self) -> Option<lapin::Error> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(Some(event)) = said.events.next().now_or_never() {
+            if let Event::Error(error) = event {
+                said.last = Some(error);
+            }
+        }
+        said.last.clone()
     }
 }
