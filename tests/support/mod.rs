@@ -6,5 +6,6 @@
     reason = "each test file is a crate of its own and uses its part"
 )]
 
+pub mod process;
 pub mod rabbitmq;
 pub mod raw_amqp;

@@ -1,7 +1,7 @@
 //! The subscriber of the binary: text on a terminal, JSON elsewhere, always on standard error.
 //!
-//! lapin is kept quiet whatever the level says: it logs the bodies of returned messages as warnings, and every frame,
-//! the password's among them, as traces.
+//! lapin is kept quiet whatever the level says: it logs the bodies of returned messages as warnings, every frame, the
+//! password's among them, as traces, and as errors what we expect and report ourselves.
 
 use std::io::IsTerminal as _;
 
@@ -11,11 +11,7 @@ use tracing_subscriber::filter::Directive;
 use crate::worker::config::{LogConfig, LogFormat};
 
 /// Targets that would show bodies or passwords, and what they may say.
-const QUIET: [&str; 3] = [
-    "lapin=error",
-    "lapin::returned_messages=off",
-    "amq_protocol=error",
-];
+const QUIET: [&str; 2] = ["lapin=off", "amq_protocol=off"];
 
 /// Installs the subscriber for the whole process.
 ///
@@ -37,7 +33,7 @@ pub(crate) fn install(log: &LogConfig) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let installed = if json {
-        subscriber.json().try_init()
+        subscriber.json().with_span_list(false).try_init()
     } else {
         subscriber.try_init()
     };
