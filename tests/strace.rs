@@ -22,8 +22,11 @@ enum Call {
     AckSent,
 }
 
-/// The start of a `basic.ack` frame: method frame, channel 1, 13 bytes, class 60, method 80.
-const ACK: &str = r"\x01\x00\x01\x00\x00\x00\x0d\x00\x3c\x00\x50";
+/// A `basic.ack` in hexadecimal, as strace shows it: 13 bytes, class 60, method 80.
+const ACK: &str = r"\x00\x00\x00\x0d\x00\x3c\x00\x50";
+
+/// The end of a descriptor of sled's log: `/db`.
+const LOG: &str = r"\x2f\x64\x62>";
 
 fn calls(trace: &str) -> Vec<Call> {
     let mut syncing = HashSet::new();
@@ -35,9 +38,9 @@ fn calls(trace: &str) -> Vec<Call> {
         let call = call.trim_start();
         if call.contains(ACK) {
             calls.push(Call::AckSent);
-        } else if call.starts_with("pwrite64(") && call.contains("/store/db>") {
+        } else if call.starts_with("pwrite64(") && call.contains(LOG) {
             calls.push(Call::LogWritten);
-        } else if call.starts_with("fdatasync(") && call.contains("/store/db>") {
+        } else if call.starts_with("fdatasync(") && call.contains(LOG) {
             if call.contains("<unfinished") {
                 syncing.insert(process.to_owned());
             } else {
