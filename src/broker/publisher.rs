@@ -15,12 +15,16 @@ use tracing::{info, warn};
 use super::{Broker, BrokerError, PublishChannel, Published};
 use crate::backoff::Reconnect;
 use crate::message::Message;
+use crate::telemetry::Health;
 
 /// Most messages in one group; a group is confirmed as a whole before the next one is sent.
 const GROUP_MAX: usize = 256;
 
 /// Requests that may wait while a group is under way: one more group.
 const WAITING_MAX: usize = GROUP_MAX;
+
+/// Name in [`Health`].
+const PART: &str = "publishing connection";
 
 /// Publishes messages and waits for the broker's confirmation; clones share one channel.
 #[derive(Clone, Debug)]
@@ -140,10 +144,11 @@ pub(crate) struct PublisherTask {
     requests: mpsc::Receiver<Request>,
     channel: Option<Box<dyn PublishChannel>>,
     reconnect: Reconnect,
+    health: Health,
 }
 
 impl PublisherTask {
-    pub(crate) fn new(broker: Arc<dyn Broker>) -> (Publisher, Self) {
+    pub(crate) fn new(broker: Arc<dyn Broker>, health: Health) -> (Publisher, Self) {
         let (sender, requests) = mpsc::channel(WAITING_MAX);
         let queues = BTreeSet::new();
         let task = Self {
@@ -152,6 +157,7 @@ impl PublisherTask {
             requests,
             channel: None,
             reconnect: Reconnect::default(),
+            health,
         };
         (Publisher { requests: sender }, task)
     }
@@ -226,6 +232,7 @@ impl PublisherTask {
                 Err(error) => {
                     self.channel = None;
                     let delay = self.reconnect.delay_after_loss();
+                    self.health.fault(PART, error.to_string());
                     warn!(
                         error = %error, delay_ms = delay.as_millis() as u64,
                         "publishing connection lost, will connect again"
@@ -254,6 +261,7 @@ impl PublisherTask {
         };
         let published = channel.publish(messages).await?;
         self.reconnect.connected();
+        self.health.clear(PART);
         Ok(published)
     }
 }

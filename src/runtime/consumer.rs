@@ -3,6 +3,7 @@
 //! Owns the queue's actors and the settler of the current generation. A generation is one connection: when it
 //! ends, what waits is forgotten and what runs goes on. Nothing here decides about a message.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,10 @@ const BURST: usize = 64;
 const UNREADABLE_MAX: u32 = 3;
 
 /// How long a blocked queue waits before it looks whether its head was taken out.
-const BLOCKED_DELAY: Duration = Duration::from_secs(30);
+const BLOCKED_DELAY: Duration = Duration::from_secs(5);
+
+/// How long a connection must live before it counts as good: a head that cannot be parsed ends it at once.
+const PROOF: Duration = Duration::from_secs(2);
 
 /// How long commits may take to become durable at the end of a drain, past its deadline.
 const COMMIT_GRACE: Duration = Duration::from_secs(10);
@@ -46,7 +50,12 @@ pub(crate) struct Consumer {
     full: watch::Receiver<bool>,
     generation: u32,
     reconnect: Reconnect,
+    /// Connections in a row that ended at a message that cannot be parsed.
     unreadable: u32,
+    /// Messages to take one by one before the full prefetch returns: the unreadable one is among them.
+    isolated: u16,
+    /// Until when the current connection has to live to count as good; `None` once it does.
+    on_trial: Option<Instant>,
     /// Name in [`crate::Health`].
     part: String,
 }
@@ -55,6 +64,8 @@ pub(crate) struct Consumer {
 enum Ended {
     Draining,
     Lost(BrokerError),
+    /// Every message that could be the unreadable one was read: the full prefetch may return.
+    Readable,
 }
 
 impl Consumer {
@@ -70,6 +81,8 @@ impl Consumer {
             generation: 0,
             reconnect: Reconnect::default(),
             unreadable: 0,
+            isolated: 0,
+            on_trial: None,
             part,
         }
     }
@@ -96,6 +109,7 @@ impl Consumer {
             };
             match ended {
                 Ended::Draining => return Ok(()),
+                Ended::Readable => {}
                 Ended::Lost(error @ BrokerError::NotOwnable { .. }) => {
                     return Err(RunError::Refused(error));
                 }
@@ -106,9 +120,9 @@ impl Consumer {
 
     fn subscription(&self) -> Subscription {
         let options = &self.queue.options;
-        // After an unreadable message the next one alone: its neighbours are not to be counted as delivered with it.
-        let prefetch = if self.unreadable > 0 {
-            std::num::NonZeroU16::MIN
+        // After an unreadable message one at a time: its neighbours are not to be counted as delivered with it.
+        let prefetch = if self.isolated > 0 {
+            NonZeroU16::MIN
         } else {
             options.prefetch
         };
@@ -133,8 +147,10 @@ impl Consumer {
             queue = &*queue.name, broker = %self.broker.address(), generation,
             prefetch = self.subscription().prefetch, "consuming"
         );
-        queue.health.clear(&self.part);
-        queue.metrics.blocked.set(0.0);
+        self.on_trial = Some(Instant::now() + PROOF);
+        if self.unreadable == 0 {
+            queue.health.clear(&self.part);
+        }
 
         let mut settler = JoinSet::new();
         settler.spawn({
@@ -143,6 +159,7 @@ impl Consumer {
                 let settler = Settler {
                     settlements: &queue.settlements,
                     metrics: &queue.metrics,
+                    store: &queue.store,
                     acks,
                     window: AckWindow::default(),
                 };
@@ -190,7 +207,12 @@ impl Consumer {
                         return Ok(ended);
                     }
                 }
-                _ = tick.tick() => self.show_load(is_full),
+                _ = tick.tick() => {
+                    self.show_load(is_full);
+                    if self.on_trial.is_some_and(|proof| Instant::now() >= proof) {
+                        self.proved();
+                    }
+                }
                 () = queue.contested.notified() => {
                     for message in queue.take_readmitted() {
                         self.start(message);
@@ -227,10 +249,7 @@ impl Consumer {
         match delivery {
             Some(Ok(delivery)) => {
                 self.queue.metrics.received.increment(1);
-                if self.unreadable > 0 {
-                    // The head is readable again; the full prefetch returns with the next connection.
-                    self.unreadable = 0;
-                }
+                let was_isolated = self.isolated > 0;
                 let random = || fastrand::u128(..).to_le_bytes();
                 let now = Instant::now();
                 let admitted = self
@@ -238,10 +257,22 @@ impl Consumer {
                     .admission
                     .admit(delivery, self.generation, now, random);
                 self.start(admitted);
-                None
+                self.proved();
+                self.isolated = self.isolated.saturating_sub(1);
+                (was_isolated && self.isolated == 0).then_some(Ended::Readable)
             }
             Some(Err(error)) => Some(Ended::Lost(error)),
             None => Some(Ended::Lost(self.closed())),
+        }
+    }
+
+    /// The connection is good: the next loss starts from the shortest delay, and nothing blocks the queue.
+    fn proved(&mut self) {
+        if self.on_trial.take().is_some() {
+            self.unreadable = 0;
+            self.reconnect.connected();
+            self.queue.health.clear(&self.part);
+            self.queue.metrics.blocked.set(0.0);
         }
     }
 
@@ -265,6 +296,7 @@ impl Consumer {
         let delay = match &error {
             BrokerError::Unreadable { .. } => {
                 self.unreadable += 1;
+                self.isolated = queue.options.prefetch.get();
                 if self.unreadable < UNREADABLE_MAX {
                     Duration::from_millis(100)
                 } else {

@@ -56,8 +56,7 @@ pub(crate) async fn bury(queue: &Arc<Queue>, burial: Burial) {
 
 /// Publishes the dead letter until the broker confirms it, and settles the message.
 pub(crate) async fn confirm(queue: &Arc<Queue>, burial: Burial) {
-    let letter = Arc::new(dead_letter(queue, &burial));
-    if !publish_until_confirmed(queue, &letter).await {
+    if !publish_until_confirmed(queue, &burial).await {
         return queue.release(burial.message.identity);
     }
     let Burial {
@@ -84,17 +83,23 @@ pub(crate) async fn confirm(queue: &Arc<Queue>, burial: Burial) {
 }
 
 /// `false` if the worker is leaving before the broker confirmed it.
-async fn publish_until_confirmed(queue: &Queue, letter: &Arc<Message>) -> bool {
+async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
     let part = format!("dead-letter queue {}", queue.options.dead_letter);
     let mut delays = Reconnect::default();
+    let mut letter = Arc::new(dead_letter(queue, burial, Headers::All));
     loop {
         // A drain lets it finish, as it lets a running handler; its deadline drops both.
-        let refused = match queue.publisher.publish(Arc::clone(letter)).await {
+        let refused = match queue.publisher.publish(Arc::clone(&letter)).await {
             Ok(()) => {
                 queue.health.clear(&part);
                 return true;
             }
             Err(PublishError::Closed) => return false,
+            Err(unsendable @ PublishError::Unsendable { .. }) => {
+                // With our own headers added, the table may be too large for a frame.
+                letter = Arc::new(dead_letter(queue, burial, Headers::OwnOnly));
+                unsendable
+            }
             Err(refused) => refused,
         };
         let delay = delays.delay_after_loss();
@@ -111,8 +116,15 @@ async fn publish_until_confirmed(queue: &Queue, letter: &Arc<Message>) -> bool {
     }
 }
 
+/// Which headers a dead letter carries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Headers {
+    All,
+    OwnOnly,
+}
+
 /// The message as it came, with the reason in its headers.
-fn dead_letter(queue: &Queue, burial: &Burial) -> Message {
+fn dead_letter(queue: &Queue, burial: &Burial, which: Headers) -> Message {
     let Burial {
         message,
         recorded,
@@ -122,6 +134,9 @@ fn dead_letter(queue: &Queue, burial: &Burial) -> Message {
     let original = &*message.message;
     let mut properties = original.properties.clone();
     let headers = &mut properties.headers;
+    if which == Headers::OwnOnly {
+        headers.clear();
+    }
     // The broker would route by these again, to queues that are none of ours.
     for name in ["CC", "BCC"] {
         if let Some(copies) = headers.remove(name) {

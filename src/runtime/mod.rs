@@ -101,11 +101,13 @@ pub enum RunError {
 impl Worker {
     /// A worker without queues.
     pub fn new(options: Options) -> Self {
-        let (publisher, publisher_task) = PublisherTask::new(Arc::clone(&options.broker));
+        let health = Health::default();
+        let (publisher, publisher_task) =
+            PublisherTask::new(Arc::clone(&options.broker), health.clone());
         Self {
             options,
             queues: Vec::new(),
-            health: Health::default(),
+            health,
             publisher,
             publisher_task,
         }

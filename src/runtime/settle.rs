@@ -12,7 +12,7 @@ use super::admission::Tag;
 use super::claims::Tags;
 use super::window::AckWindow;
 use crate::broker::{AckChannel, BrokerError};
-use crate::store::Persisted;
+use crate::store::{Persisted, Store};
 use crate::telemetry::QueueMetrics;
 
 /// Finished tags on their way to the settler of the current generation.
@@ -74,6 +74,7 @@ impl Settlements {
 pub(crate) struct Settler<'a> {
     pub(crate) settlements: &'a Settlements,
     pub(crate) metrics: &'a QueueMetrics,
+    pub(crate) store: &'a Store,
     pub(crate) acks: Box<dyn AckChannel>,
     pub(crate) window: AckWindow,
 }
@@ -93,6 +94,10 @@ impl Settler<'_> {
             let now = Instant::now();
             for tag in &finished {
                 self.window.finish(tag.tag, now);
+            }
+            if self.store.has_failed() {
+                // Fail-stop: what was durable before is a duplicate when it comes again.
+                return Ok(());
             }
             self.ack(now, closing).await?;
             for tag in finished.drain(..) {

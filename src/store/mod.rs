@@ -186,12 +186,17 @@ impl Store {
         self.shared.full.subscribe()
     }
 
+    /// Whether a write has failed: then nothing is acknowledged any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
     /// The record of an identity, if it is known.
     ///
     /// Known means: durable, and not yet collected; that is at least its retention.
     pub(crate) async fn lookup(&self, identity: Identity) -> Result<Option<Found>, StoreError> {
         while let Some(location) = self.shared.index.candidate(identity) {
-            if self.shared.failed.load(Ordering::Acquire) {
+            if self.has_failed() {
                 return Err(StoreError::Failed {
                     path: self.shared.path.clone(),
                     reason: "an earlier write failed".into(),

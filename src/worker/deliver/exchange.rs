@@ -109,7 +109,6 @@ enum ExchangeError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
 
     use tokio::task::JoinSet;
 
@@ -127,7 +126,8 @@ mod tests {
 
     fn fixture() -> Fixture {
         let broker = MemoryBroker::new();
-        let (publisher, task) = PublisherTask::new(Arc::new(broker.clone()));
+        let (publisher, task) =
+            PublisherTask::new(Arc::new(broker.clone()), crate::Health::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(tokio_util::sync::CancellationToken::new()));
         Fixture {
