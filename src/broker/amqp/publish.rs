@@ -3,44 +3,32 @@
 //! lapin attaches a returned message to the wrong confirm, and swaps the confirms of tasks that share a channel. So
 //! one caller publishes, waits for every confirm of the group, and only then decides by our own ids which messages
 //! came back. A message that makes the broker close the channel (no such exchange, no permission) takes its group
-//! along: the group is then published again one by one, and it alone is answered for.
+//! along: the group is then published again one by one, on a new connection, and it alone is answered for. One by
+//! one nothing is sent behind a message that closes the channel; lapin sends such frames after its `close-ok`, and
+//! the broker closes the connection for them (504).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::stream::{BoxStream, StreamExt as _};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Confirmation, ErrorKind, Event, PublisherConfirm};
-use tokio::time::timeout;
-use tracing::{info, warn};
+use lapin::{Channel, Confirmation, PublisherConfirm};
 
 use super::convert;
-use super::link::{Link, Place};
+use super::link::Link;
 use super::outgoing::{self, Limits};
 use super::own::{self, Declared};
+use super::progress::Progress;
+use super::url::AmqpOptions;
 use crate::broker::{BrokerError, PublishChannel, Published, same_outgoing};
 use crate::message::Message;
 
-/// Longest time without any progress of a group before the connection is given up: the broker is in alarm.
-const STALL_MAX: Duration = Duration::from_secs(60);
-
 const NOT_FOUND: u16 = 404;
 
-/// Opens a channel with confirms on this connection.
-pub(super) async fn open(link: Link) -> Result<Box<dyn PublishChannel>, BrokerError> {
-    let progress = Progress {
-        events: link.connection.events_listener().boxed(),
-        place: link.place.clone(),
-    };
-    let channel = confirm_channel(&link).await?;
-    Ok(Box::new(Channeled {
-        link,
-        channel,
-        progress,
-    }))
+/// Opens a connection with a channel with confirms.
+pub(super) async fn open(options: &AmqpOptions) -> Result<Box<dyn PublishChannel>, BrokerError> {
+    Ok(Box::new(Channeled::open(options.clone()).await?))
 }
 
 async fn confirm_channel(link: &Link) -> Result<Channel, BrokerError> {
@@ -51,6 +39,7 @@ async fn confirm_channel(link: &Link) -> Result<Channel, BrokerError> {
 }
 
 struct Channeled {
+    options: AmqpOptions,
     link: Link,
     channel: Channel,
     progress: Progress,
@@ -95,6 +84,8 @@ impl PublishChannel for Channeled {
             if let Group::Answered(published) = self.publish_group(batch).await? {
                 return Ok(published);
             }
+            // What was sent behind the close makes the broker close the connection too, sooner or later.
+            *self = Self::open(self.options.clone()).await?;
             let mut published = Vec::with_capacity(batch.len());
             for message in batch {
                 match self.publish_group(std::slice::from_ref(message)).await? {
@@ -113,6 +104,18 @@ impl PublishChannel for Channeled {
 }
 
 impl Channeled {
+    async fn open(options: AmqpOptions) -> Result<Self, BrokerError> {
+        let link = Link::open(&options).await?;
+        let progress = Progress::of_link(&link);
+        let channel = confirm_channel(&link).await?;
+        Ok(Self {
+            options,
+            link,
+            channel,
+            progress,
+        })
+    }
+
     async fn publish_group(&mut self, batch: &[Arc<Message>]) -> Result<Group, BrokerError> {
         if !self.channel.status().connected() {
             self.channel = confirm_channel(&self.link).await?;
@@ -232,65 +235,5 @@ fn mark_returned(
         for (_, answer) in of_it {
             *answer = Published::Unroutable(reason.clone());
         }
-    }
-}
-
-/// Waits for the broker, and says once why it lets us wait.
-struct Progress {
-    events: BoxStream<'static, Event>,
-    place: Place,
-}
-
-impl Progress {
-    /// The step's result, unless nothing happens for too long.
-    async fn of<T>(
-        &mut self,
-        doing: &str,
-        step: impl Future<Output = lapin::Result<T>>,
-    ) -> Result<lapin::Result<T>, BrokerError> {
-        let Self { events, place } = self;
-        let address = place.url().address();
-        let watched = async {
-            let mut step = std::pin::pin!(step);
-            loop {
-                // Both branches are cancel-safe: the step is only borrowed, the stream keeps what it has not given.
-                tokio::select! {
-                    biased;
-                    result = &mut step => return result,
-                    Some(event) = events.next() => note(&address, event),
-                }
-            }
-        };
-        let stalled = |_| {
-            let seconds = STALL_MAX.as_secs();
-            place.lost_by(format!(
-                "{doing}: nothing happened for {seconds} s, the broker may be in alarm"
-            ))
-        };
-        timeout(STALL_MAX, watched).await.map_err(stalled)
-    }
-
-    /// Code and text, if the broker closed only the channel.
-    fn refusal(&self, error: &lapin::Error) -> Option<(u16, String)> {
-        match error.kind() {
-            ErrorKind::ProtocolError(refusal) if error.is_amqp_soft_error() => Some((
-                refusal.get_id(),
-                self.place.url().scrub(refusal.get_message().as_str()),
-            )),
-            _ => None,
-        }
-    }
-}
-
-fn note(address: &str, event: Event) {
-    match event {
-        Event::ConnectionBlocked(reason) => {
-            warn!(
-                address,
-                reason, "the broker takes no messages: publishing waits"
-            );
-        }
-        Event::ConnectionUnblocked => info!(address, "the broker takes messages again"),
-        _ => {}
     }
 }
