@@ -6,6 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[allow(
+    unreachable_pub,
+    missing_docs,
+    reason = "a crate of its own to each test file"
+)]
 mod support;
 
 const LINES_MAX: usize = 80;
