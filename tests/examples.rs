@@ -9,6 +9,7 @@ use std::process::Command;
 #[allow(
     unreachable_pub,
     missing_docs,
+    clippy::indexing_slicing,
     reason = "a crate of its own to each test file"
 )]
 mod support;
