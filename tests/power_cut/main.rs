@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use self::disk::Disk;
 use self::ledger::{Ledger, Verdict};
-use self::worker::{Child, Life, Sync};
+use self::worker::{Child, From, Life, Sync};
 
 mod disk;
 mod ledger;
@@ -91,6 +91,7 @@ fn without_fdatasync_acknowledged_ids_are_lost() {
     // Long enough for thousands of acknowledgements, short of the 5 s after which ext4 syncs by itself.
     let life = Life {
         window: 300,
+        from: From::FirstAck,
         time: Duration::from_secs(1),
     };
     match cut_after(&mut disk, &mut ledger, &life, Sync::Ignored) {
@@ -109,14 +110,12 @@ fn cut_power(
     sync: Sync,
 ) -> Result<Verdict, String> {
     let window = rng.choice([1, 20, 300, 600]).unwrap_or(1);
-    let opening = rng.u8(..) < 64;
-    let millis = if opening {
-        rng.u64(0..40)
-    } else {
-        rng.u64(40..500)
+    let (from, millis) = match rng.u8(0..4) {
+        0 => (From::Opening, rng.u64(0..60)),
+        _ => (From::FirstAck, rng.u64(0..400)),
     };
     let time = Duration::from_millis(millis);
-    cut_after(disk, ledger, &Life { window, time }, sync)
+    cut_after(disk, ledger, &Life { window, from, time }, sync)
 }
 
 /// Lets a child work for its time, cuts the power and judges what the disk then holds; it takes the disk's place.
@@ -127,6 +126,9 @@ fn cut_after(
     sync: Sync,
 ) -> Result<Verdict, String> {
     let child = Child::start(disk.root(), ledger.next_number(), life, sync);
+    if life.from == From::FirstAck {
+        child.wait_for_ack();
+    }
     std::thread::sleep(life.time);
     child.stop();
     let now_ms = Clock::default().now_ms();

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -27,6 +28,9 @@ const WINDOW_VARIABLE: &str = "ONCEWARD_POWER_CUT_CHILD_WINDOW";
 
 /// Header with the time of publishing, which is not after that of the commit.
 const PUBLISHED_HEADER: &str = "published-ms";
+
+/// Longest time in which a child opens its store and acknowledges something.
+const FIRST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Messages of this many keys follow each other.
 pub(crate) const KEYS: u64 = 37;
@@ -134,7 +138,15 @@ impl Acked {
 pub(crate) struct Life {
     /// Messages that are published and not acknowledged, per queue: 1 makes groups of one commit.
     pub(crate) window: u64,
+    pub(crate) from: From,
     pub(crate) time: Duration,
+}
+
+/// What the time of a life is counted from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    Opening,
+    FirstAck,
 }
 
 /// What a child's fdatasync does.
@@ -150,6 +162,7 @@ pub(crate) struct Child {
     process: std::process::Child,
     /// Of the worker; with strace the process is another one.
     pid: String,
+    reporting: Receiver<()>,
     reports: JoinHandle<Vec<u8>>,
 }
 
@@ -186,8 +199,14 @@ impl Child {
                 break pid.to_owned();
             }
         };
+        let (reported, reporting) = sync_channel(1);
         let reports = std::thread::spawn(move || {
             let mut reports = Vec::new();
+            stdout
+                .read_until(b'\n', &mut reports)
+                .expect("a pipe can be read");
+            // A child that is killed while it opens has nobody waiting for its first report.
+            let _ = reported.send(());
             stdout
                 .read_to_end(&mut reports)
                 .expect("a pipe can be read to its end");
@@ -196,8 +215,16 @@ impl Child {
         Self {
             process,
             pid,
+            reporting,
             reports,
         }
+    }
+
+    /// Waits for its first acknowledgement.
+    pub(crate) fn wait_for_ack(&self) {
+        self.reporting
+            .recv_timeout(FIRST_ACK_TIMEOUT)
+            .expect("the child acknowledges");
     }
 
     /// Stops it where it is. Each report that is in the pipe now was made of a sync that had ended before.
