@@ -11,6 +11,7 @@
 //! That this test can fail is a test as well: a child whose fdatasync does nothing, by strace, loses ids.
 //!
 //! Needs root, loop devices, `mkfs.ext4` and `strace`. Where they are missing it says SKIP, and fails if `CI` is set.
+//! Images lie in `TMPDIR`; in memory (`TMPDIR=/dev/shm`) a busy machine's disk does not slow it down.
 
 use std::io::Write as _;
 use std::process::Command;

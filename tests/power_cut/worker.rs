@@ -265,14 +265,14 @@ pub(crate) fn run_as_child() {
     let store = std::env::var_os(STORE_VARIABLE).expect("the parent sets it");
     let (first, window) = (number(FIRST_VARIABLE), number(WINDOW_VARIABLE));
     let broker = MemoryBroker::new();
-    let next = Queue::ALL.map(|queue| {
-        broker.declare(queue.name());
-        AtomicU64::new(first)
-    });
+    Queue::ALL.map(|queue| broker.declare(queue.name()));
+    let next = BTreeMap::from(Queue::ALL.map(|queue| (queue, AtomicU64::new(first))));
     let feed = {
         let broker = broker.clone();
         move |queue: Queue| {
-            let number = next[queue as usize].fetch_add(1, Ordering::Relaxed);
+            let number = next
+                .get(&queue)
+                .map_or(first, |next| next.fetch_add(1, Ordering::Relaxed));
             broker.publish(queue.message(number, Clock::default().now_ms()));
         }
     };
