@@ -265,7 +265,9 @@ pub(crate) fn run_as_child() {
     let store = std::env::var_os(STORE_VARIABLE).expect("the parent sets it");
     let (first, window) = (number(FIRST_VARIABLE), number(WINDOW_VARIABLE));
     let broker = MemoryBroker::new();
-    Queue::ALL.map(|queue| broker.declare(queue.name()));
+    for queue in Queue::ALL {
+        broker.declare(queue.name());
+    }
     let next = BTreeMap::from(Queue::ALL.map(|queue| (queue, AtomicU64::new(first))));
     let feed = {
         let broker = broker.clone();
