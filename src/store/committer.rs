@@ -434,3 +434,199 @@ impl Group {
         self.batch.len() + self.blocks_count < BATCH_OPS_MAX - COLLECT_BLOCKS_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::super::tests::{dead_record, record};
+    use super::super::{Attempts, QueueRetention, Record, Store, StoreOptions};
+    use super::*;
+    use crate::clock::Clock;
+
+    const RETENTION: Duration = Duration::from_secs(60);
+
+    /// A store whose groups are written one by one.
+    struct Fixture {
+        store: Store,
+        committer: Committer,
+        queue: QueueId,
+        clock: Clock,
+        _dir: TempDir,
+    }
+
+    impl Fixture {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary directory can be made");
+            let clock = Clock::manual(1_700_000_000_000);
+            let mut options = StoreOptions::new(dir.path());
+            options.clock = clock.clone();
+            let queue = QueueRetention {
+                name: "orders".to_owned(),
+                retention: RETENTION,
+            };
+            let opened = Store::open(&options, &[queue], &|_| ()).await;
+            let (store, committer, queues) = opened.expect("it opens");
+            Self {
+                store,
+                committer,
+                queue: queues[0],
+                clock,
+                _dir: dir,
+            }
+        }
+
+        async fn write(&mut self, records: impl Iterator<Item = Record>) {
+            let commits = records.map(|record| commit(self.queue, Some(record), Vec::new()));
+            self.committer.waiting.extend(commits);
+            while !self.committer.waiting.is_empty() {
+                self.committer
+                    .write_group()
+                    .await
+                    .expect("the disk is sound");
+            }
+        }
+
+        /// Ids in the index, bytes that count as live, and blocks on disk.
+        async fn contents(&self) -> (usize, u64, usize) {
+            let backend = &self.store.shared.backend;
+            let blocks = backend.scan(record::BLOCK_PREFIX, None, usize::MAX).await;
+            (
+                self.store.shared.index.len(),
+                self.committer.journal.live_bytes,
+                blocks.expect("it can be read").len(),
+            )
+        }
+    }
+
+    fn commit(queue: QueueId, record: Option<Record>, rows: Vec<Change>) -> Commit {
+        Commit {
+            queue,
+            record,
+            rows,
+            submitted: Instant::now(),
+            on_persisted: Box::new(drop),
+        }
+    }
+
+    #[tokio::test]
+    async fn blocks_leave_after_their_retention_and_take_index_and_bytes_with_them() {
+        const PER_SECOND: u64 = 250;
+        let mut fixture = Fixture::new().await;
+        let mut disk_bytes_max = [0; 2];
+        for second in 0..480 {
+            let first = second * PER_SECOND;
+            fixture.write((first..first + PER_SECOND).map(record)).await;
+            fixture.clock.advance(Duration::from_secs(1));
+            let (ids, ..) = fixture.contents().await;
+            assert!(ids as u64 <= 61 * PER_SECOND, "{ids} ids after {second} s");
+            let half = &mut disk_bytes_max[second as usize / 240];
+            *half = fixture.store.shared.backend.disk_bytes().max(*half);
+        }
+        let [early, late] = disk_bytes_max;
+        println!("disk {early} {late}");
+        assert!(
+            late <= early * 3 / 2,
+            "the files grow: {early}, later {late} bytes"
+        );
+
+        fixture.clock.advance(RETENTION);
+        for _ in 0..100 {
+            fixture
+                .committer
+                .write_group()
+                .await
+                .expect("the disk is sound");
+        }
+        assert_eq!(fixture.contents().await, (0, 0, 0));
+        assert!(fixture.committer.journal.oldest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_20_000_records_leaves_within_few_groups() {
+        let mut fixture = Fixture::new().await;
+        fixture.write((0..20_000).map(record)).await;
+        fixture
+            .clock
+            .advance(RETENTION.saturating_sub(Duration::from_millis(1)));
+        fixture
+            .committer
+            .write_group()
+            .await
+            .expect("the disk is sound");
+        let (ids, _, blocks) = fixture.contents().await;
+        assert_eq!(ids, 20_000, "nothing leaves before its retention");
+        fixture.clock.advance(Duration::from_millis(1));
+        for _ in 0..blocks.div_ceil(COLLECT_BLOCKS_MAX) {
+            fixture
+                .committer
+                .write_group()
+                .await
+                .expect("the disk is sound");
+        }
+        assert_eq!(fixture.contents().await, (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn no_batch_is_larger_than_sled_can_take_and_no_commit_is_split() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let attempts = Attempts {
+            queue: QueueId(u16::MAX),
+            started: u32::MAX,
+            unfinished: true,
+            first_seen_ms: u64::MAX,
+            updated_at_ms: u64::MAX,
+        };
+        let mut group = Group::default();
+        let (mut groups, mut taken) = (0, 0);
+        for number in 0..20_000 {
+            let record = match rng.u8(0..10) {
+                0..6 => Some(record(number)),
+                6..9 => Some(dead_record(number)),
+                _ => None,
+            };
+            let identity = super::super::tests::record(number).identity;
+            let rows = match rng.u8(0..4) {
+                0 => vec![
+                    Change::RemoveAttempts(identity),
+                    Change::PutPending(identity),
+                ],
+                1 => vec![Change::PutAttempts(identity, attempts)],
+                2 => vec![Change::RemovePending(identity)],
+                _ => Vec::new(),
+            };
+            let mut left = Some(commit(QueueId(rng.u16(0..4)), record, rows));
+            while let Some(commit) = left.take() {
+                if let Err(commit) = group.add(commit) {
+                    taken += check_limits(std::mem::take(&mut group));
+                    groups += 1;
+                    left = Some(*commit);
+                }
+            }
+        }
+        taken += check_limits(group);
+        assert_eq!(taken, 20_000);
+        assert!(groups > 100, "{groups} groups are too few to fill any");
+    }
+
+    /// Adds the blocks as the committer does, and as many removals as collection may; gives the number of commits.
+    fn check_limits(group: Group) -> usize {
+        let mut batch = group.batch;
+        for (queue, block) in group
+            .blocks
+            .into_iter()
+            .flat_map(|(queue, blocks)| blocks.into_iter().map(move |block| (queue, block)))
+        {
+            let value = block.builder.finish(u64::MAX);
+            batch.put(Location::new(queue, batch.len() as u64).key(), value);
+        }
+        for number in 0..COLLECT_OPS as u64 {
+            batch.remove(Location::new(QueueId(9), number).key());
+        }
+        assert!(batch.len() <= BATCH_OPS_MAX, "{} operations", batch.len());
+        assert!(batch.bytes() <= BATCH_BYTES_MAX, "{} bytes", batch.bytes());
+        group.told.len()
+    }
+}

@@ -25,6 +25,8 @@ mod record;
 #[cfg(any(test, feature = "testkit"))]
 mod simulated;
 mod sled;
+#[cfg(test)]
+mod tests;
 
 pub use self::backend::StoreError;
 pub(crate) use self::committer::Committer;
