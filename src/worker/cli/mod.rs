@@ -37,6 +37,7 @@ enum Command {
 pub(crate) enum Exit {
     Ok = 0,
     Failed = 1,
+    Usage = 2,
     Unreachable = 69,
     Store = 74,
     Configuration = 78,
@@ -59,7 +60,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Tells on standard error why a command failed; a reader that has gone away is no failure of its own.
+/// Tells on standard error why a command failed, or what to beware of; a reader that has gone away is no failure.
 pub(crate) fn complain(text: &dyn std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr().lock(), "onceward: {text}");
