@@ -17,7 +17,7 @@ pub use crate::backoff::Retry;
 pub use crate::broker::{
     AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare, Deliveries,
     Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
-    Publisher, Session, Subscription,
+    Publisher, STACK_BYTES_MIN, Session, Subscription,
 };
 pub use crate::clock::Clock;
 pub use crate::handler::{Context, HandleError, Handler, HandlerFn, Result, reject, retry_after};
@@ -34,6 +34,7 @@ pub use crate::runtime::{RunError, Worker};
 #[cfg(any(test, feature = "testkit"))]
 pub use crate::store::SimulatedDisk;
 pub use crate::store::{
-    DeadNote, Inspection, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError, StoreOptions,
+    DeadNote, InspectScope, Inspection, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError,
+    StoreOptions, inspect,
 };
 pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};

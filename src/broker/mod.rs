@@ -15,7 +15,7 @@ pub(crate) mod amqp;
 pub(crate) mod memory;
 mod publisher;
 
-pub use self::amqp::{AmqpBroker, AmqpOptions, AmqpUrlError};
+pub use self::amqp::{AmqpBroker, AmqpOptions, AmqpUrlError, STACK_BYTES_MIN};
 pub use self::memory::MemoryBroker;
 pub(crate) use self::publisher::PublisherTask;
 pub use self::publisher::{PublishError, Publisher};
@@ -127,6 +127,8 @@ pub enum Published {
     Unroutable(String),
     /// The broker could not take it (a full queue, an internal error).
     Refused,
+    /// It cannot be sent as it is, at no time: too long a name, headers beyond a frame, no permission.
+    Unsendable(String),
 }
 
 /// Makes sessions.

@@ -54,6 +54,18 @@ pub enum PublishError {
         /// The routing key.
         routing_key: String,
     },
+    /// The message cannot be sent as it is: change it, or the broker's permissions.
+    #[error(
+        "a message for exchange {exchange:?} with routing key {routing_key:?} cannot be sent: {reason}"
+    )]
+    Unsendable {
+        /// The exchange, empty for the default one.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The worker is shutting down: the message may or may not have been published.
     #[error("the worker is shutting down")]
     Closed,
@@ -72,8 +84,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`PublishError::Unroutable`] and [`PublishError::Refused`] are the broker's answers, [`PublishError::Closed`]
-    /// is a shutdown. A broker that is not there is waited for.
+    /// [`PublishError::Unroutable`], [`PublishError::Refused`] and [`PublishError::Unsendable`] are the broker's
+    /// answers, [`PublishError::Closed`] is a shutdown. A broker that is not there is waited for.
     ///
     /// # Cancel safety
     ///
@@ -105,6 +117,14 @@ impl Publisher {
                 Err(PublishError::Refused {
                     exchange,
                     routing_key,
+                })
+            }
+            Ok(Published::Unsendable(reason)) => {
+                let (exchange, routing_key) = target();
+                Err(PublishError::Unsendable {
+                    exchange,
+                    routing_key,
+                    reason,
                 })
             }
             Err(_) => Err(PublishError::Closed),

@@ -19,6 +19,7 @@ use crate::identity::{HashKey, Identity};
 mod backend;
 mod committer;
 mod index;
+mod inspect;
 mod open;
 mod record;
 #[cfg(any(test, feature = "testkit"))]
@@ -27,6 +28,7 @@ mod sled;
 
 pub use self::backend::StoreError;
 pub(crate) use self::committer::Committer;
+pub use self::inspect::{InspectScope, Inspection, inspect};
 pub(crate) use self::record::{Attempts, ERROR_BYTES_MAX, QueueId, Record};
 pub use self::record::{DeadNote, Outcome, Reason};
 #[cfg(any(test, feature = "testkit"))]
@@ -103,6 +105,8 @@ pub(crate) enum Change {
 pub(crate) struct Found {
     pub(crate) record: Record,
     pub(crate) committed_at_ms: u64,
+    /// Of the queue that it was committed for.
+    pub(crate) retention_ms: u64,
     pub(crate) proof: Persisted,
 }
 
@@ -199,9 +203,11 @@ impl Store {
                     let mut records = block.records.into_iter();
                     let record = records.find(|record| record.identity == identity);
                     let proof = Persisted(());
+                    let retention_ms = self.retention_ms(location.queue());
                     return Ok(record.map(|record| Found {
                         record,
                         committed_at_ms,
+                        retention_ms,
                         proof,
                     }));
                 }
@@ -214,6 +220,14 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    fn retention_ms(&self, queue: QueueId) -> u64 {
+        self.shared
+            .rows()
+            .queues
+            .get(&queue)
+            .map_or(0, |row| row.retention_ms)
     }
 
     /// Attempts of a message that has no outcome, as far as they are recorded.
@@ -256,75 +270,6 @@ impl Store {
         })
         .await;
         wait.await.ok()
-    }
-}
-
-/// A look at one id in a stopped worker's store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Inspection {
-    /// The message has an outcome.
-    Known {
-        /// How it ended.
-        outcome: Outcome,
-        /// When it did, in milliseconds since 1970.
-        committed_at_ms: u64,
-        /// When its record may be collected, in milliseconds since 1970.
-        expires_at_ms: u64,
-        /// Attempts that it took.
-        attempts: u32,
-        /// Hash of type and body.
-        fingerprint: String,
-        /// Whether its dead letter still waits for the broker's confirmation.
-        dead_letter_pending: bool,
-    },
-    /// The message was tried and has no outcome yet.
-    Unfinished {
-        /// Attempts that were started.
-        attempts: u32,
-        /// When it was first delivered, in milliseconds since 1970.
-        first_seen_ms: u64,
-    },
-    /// There is no trace of it: never delivered, still on its first attempt, or collected.
-    Unknown,
-}
-
-impl Store {
-    /// What is known of an identity.
-    pub(crate) async fn inspect(&self, identity: Identity) -> Result<Inspection, StoreError> {
-        let Some(found) = self.lookup(identity).await? else {
-            return Ok(self
-                .attempts(identity)
-                .map_or(Inspection::Unknown, |attempts| {
-                    let Attempts {
-                        started,
-                        first_seen_ms,
-                        ..
-                    } = attempts;
-                    Inspection::Unfinished {
-                        attempts: started,
-                        first_seen_ms,
-                    }
-                }));
-        };
-        let location = self.shared.index.candidate(identity);
-        let retention_ms = location
-            .and_then(|location| {
-                self.shared
-                    .rows()
-                    .queues
-                    .get(&location.queue())
-                    .map(|queue| queue.retention_ms)
-            })
-            .unwrap_or(0);
-        Ok(Inspection::Known {
-            outcome: found.record.outcome,
-            committed_at_ms: found.committed_at_ms,
-            expires_at_ms: found.committed_at_ms.saturating_add(retention_ms),
-            attempts: found.record.attempts,
-            fingerprint: found.record.fingerprint.to_string(),
-            dead_letter_pending: self.is_pending(identity),
-        })
     }
 }
 

@@ -1,6 +1,85 @@
-//! The commands of the command line, one file each; `main` only parses and calls them.
+//! The commands of the command line, one file each, and what they share: how they find their configuration, how
+//! they end, and how they log.
+
+use std::process::ExitCode;
 
 pub mod check;
+mod inspect;
+mod logging;
+mod publish;
+mod run;
 mod source;
 
 pub use self::source::ConfigArgs;
+
+/// Consume RabbitMQ queues so that the effect of every message happens once.
+#[derive(Debug, clap::Parser)]
+#[command(name = "onceward", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Consume the configured queues and hand each new message to its target
+    Run(run::RunArgs),
+    /// Check the configuration, and reckon memory and disk
+    Check(check::CheckArgs),
+    /// Publish one message, with its body from standard input
+    Publish(publish::PublishArgs),
+    /// Tell what a stopped worker's store knows of one id
+    Inspect(inspect::InspectArgs),
+}
+
+/// How a command ends; users script against these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Ok = 0,
+    Failed = 1,
+    Unreachable = 69,
+    Store = 74,
+    Configuration = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Reads the command line and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    match <Cli as clap::Parser>::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Publish(args) => publish::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    }
+}
+
+/// Tells on standard error why a command failed; a reader that has gone away is no failure of its own.
+pub(crate) fn complain(text: &dyn std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr().lock(), "onceward: {text}");
+}
+
+/// Prints to standard output; a reader that has gone away, such as `head`, is no failure.
+pub(crate) fn print(text: &dyn std::fmt::Display) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// The runtime of a command: threads as many as cores.
+///
+/// # Errors
+///
+/// If the system gives no threads.
+pub(crate) fn tokio_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    use anyhow::Context as _;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the system gives no threads for the runtime")
+}

@@ -12,7 +12,7 @@ mod log;
 mod tail;
 mod trace;
 
-pub(crate) use self::client::{ClientError, http_client};
+pub(crate) use self::client::http_client;
 pub(crate) use self::command::{Command, CommandOptions};
 pub(crate) use self::exchange::{Exchange, ExchangeOptions};
 pub(crate) use self::http::{Http, HttpOptions};

@@ -1,0 +1,91 @@
+//! A look at one id in the store of a stopped worker.
+//!
+//! Opens the store as a worker would, so it needs the store for itself; removes and writes nothing but the epoch.
+
+use super::record::{Attempts, Outcome};
+use super::{Store, StoreError, StoreOptions};
+use crate::identity::ScopeName;
+
+/// What a store knows of one id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inspection {
+    /// The message has an outcome.
+    Known {
+        /// How it ended.
+        outcome: Outcome,
+        /// When it did, in milliseconds since 1970.
+        committed_at_ms: u64,
+        /// When its record may be collected, in milliseconds since 1970.
+        expires_at_ms: u64,
+        /// Attempts that it took.
+        attempts: u32,
+        /// Keyed hash of type and body: comparable within one store only.
+        fingerprint: String,
+        /// Whether its dead letter still waits for the broker's confirmation.
+        dead_letter_pending: bool,
+    },
+    /// The message was tried and has no outcome yet.
+    Unfinished {
+        /// Attempts that were started.
+        attempts: u32,
+        /// When it was first delivered, in milliseconds since 1970.
+        first_seen_ms: u64,
+    },
+    /// There is no trace of it: never delivered, still on its first attempt, or collected.
+    Unknown,
+}
+
+/// The namespace of an id that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InspectScope<'a> {
+    /// The queue of this name.
+    Queue(&'a str),
+    /// All queues together.
+    Global,
+    /// One tenant.
+    Tenant(&'a [u8]),
+}
+
+/// Looks up one id in the store of a stopped worker.
+///
+/// # Errors
+///
+/// [`StoreError::InUse`] if a worker runs on it, and all other ways in which a store does not open. A store that is
+/// not there is made; check for its directory first.
+pub async fn inspect(
+    options: &StoreOptions,
+    scope: InspectScope<'_>,
+    id: &[u8],
+) -> Result<Inspection, StoreError> {
+    let (store, _committer, _) = Store::open(options, &[], &|_| {}).await?;
+    let scope = match scope {
+        InspectScope::Queue(name) => ScopeName::queue(name),
+        InspectScope::Global => ScopeName::global(),
+        InspectScope::Tenant(name) => ScopeName::tenant(name),
+    };
+    let identity = store.hash_key().identity(&scope, id);
+    let Some(found) = store.lookup(identity).await? else {
+        return Ok(store
+            .attempts(identity)
+            .map_or(Inspection::Unknown, |attempts| {
+                let Attempts {
+                    started,
+                    first_seen_ms,
+                    ..
+                } = attempts;
+                Inspection::Unfinished {
+                    attempts: started,
+                    first_seen_ms,
+                }
+            }));
+    };
+    Ok(Inspection::Known {
+        outcome: found.record.outcome,
+        committed_at_ms: found.committed_at_ms,
+        expires_at_ms: found.committed_at_ms.saturating_add(found.retention_ms),
+        attempts: found.record.attempts,
+        fingerprint: found.record.fingerprint.to_string(),
+        dead_letter_pending: store.is_pending(identity),
+    })
+}

@@ -1,0 +1,201 @@
+//! `onceward inspect`: what the store of a stopped worker knows of one id.
+//!
+//! A running worker has its store for itself: then this says so, and ends with 69.
+
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::{ConfigArgs, Exit, complain, print, tokio_runtime};
+use crate::identity::Scope;
+use crate::message::escape;
+use crate::store::{InspectScope, Inspection, Outcome, StoreError, inspect};
+use crate::worker::config::Config;
+
+/// Options of `onceward inspect`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The id, as the producer sent it
+    id: String,
+    /// Queue: a name in the configuration, or else a queue of the broker
+    #[arg(short, long)]
+    queue: String,
+    /// Tenant, if the queue's ids are scoped by a header
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks: 0 whatever it finds, 69 if a worker has the store, 74 if the store is damaged, 78 with a wrong configuration.
+pub(crate) fn run(args: &InspectArgs) -> ExitCode {
+    let config = match args.config.load() {
+        Ok(config) => config,
+        Err(errors) => {
+            complain(&errors);
+            return Exit::Configuration.into();
+        }
+    };
+    if !config.store.path.is_dir() {
+        complain(&format_args!(
+            "there is no store in {}",
+            config.store.path.display()
+        ));
+        return Exit::Failed.into();
+    }
+    let scope = match scope(args, &config) {
+        Ok(scope) => scope,
+        Err(problem) => {
+            complain(&problem);
+            return Exit::Failed.into();
+        }
+    };
+    let runtime = match tokio_runtime() {
+        Ok(runtime) => runtime,
+        Err(failed) => {
+            complain(&format_args!("{failed:#}"));
+            return Exit::Failed.into();
+        }
+    };
+    match runtime.block_on(inspect(&config.store, scope, args.id.as_bytes())) {
+        Ok(found) => {
+            print(&if args.json {
+                as_json(&found).to_string()
+            } else {
+                as_text(args, &found)
+            });
+            Exit::Ok.into()
+        }
+        Err(in_use @ StoreError::InUse { .. }) => {
+            complain(&in_use);
+            Exit::Unreachable.into()
+        }
+        Err(failed) => {
+            complain(&failed);
+            Exit::Store.into()
+        }
+    }
+}
+
+fn scope<'a>(args: &'a InspectArgs, config: &'a Config) -> Result<InspectScope<'a>, String> {
+    let Some(queue) = config.queues.iter().find(|queue| queue.name == args.queue) else {
+        return Ok(InspectScope::Queue(&args.queue));
+    };
+    match (&queue.options.identity.scope, &args.tenant) {
+        (Scope::Queue, None) => Ok(InspectScope::Queue(&queue.options.queue)),
+        (Scope::Global, None) => Ok(InspectScope::Global),
+        (Scope::Header(_), Some(tenant)) => Ok(InspectScope::Tenant(tenant.as_bytes())),
+        (Scope::Header(header), None) => Err(format!(
+            "ids of {} are scoped by header {header}: give --tenant",
+            args.queue
+        )),
+        (Scope::Queue | Scope::Global, Some(_)) => Err(format!(
+            "ids of {} are not scoped by tenant: leave --tenant out",
+            args.queue
+        )),
+    }
+}
+
+fn as_text(args: &InspectArgs, found: &Inspection) -> String {
+    let id = escape(args.id.as_bytes());
+    match found {
+        Inspection::Known {
+            outcome,
+            attempts,
+            fingerprint,
+            dead_letter_pending,
+            ..
+        } => {
+            let (committed, expires) = times(found);
+            let ended = match outcome {
+                Outcome::Done => "done".to_owned(),
+                Outcome::Dead(note) => {
+                    let pending = if *dead_letter_pending {
+                        ", its dead letter is not confirmed yet"
+                    } else {
+                        ""
+                    };
+                    format!(
+                        "dead: {} ({}){pending}",
+                        note.reason.name(),
+                        escape(note.error.as_bytes())
+                    )
+                }
+            };
+            format!(
+                "{id} in {}: {ended}\n  when         {committed}\n  attempts     {attempts}\n  \
+                 fingerprint  {fingerprint}\n  known until  {expires}",
+                args.queue
+            )
+        }
+        Inspection::Unfinished {
+            attempts,
+            first_seen_ms,
+        } => format!(
+            "{id} in {}: not done, {attempts} attempts since {}",
+            args.queue,
+            time(*first_seen_ms)
+        ),
+        Inspection::Unknown => format!(
+            "{id} in {}: not known: never delivered, still on its first attempt, or past its retention",
+            args.queue
+        ),
+    }
+}
+
+fn as_json(found: &Inspection) -> serde_json::Value {
+    match found {
+        Inspection::Known {
+            outcome,
+            attempts,
+            fingerprint,
+            dead_letter_pending,
+            ..
+        } => {
+            let (committed, expires) = times(found);
+            let mut json = json!({
+                "known": true, "outcome": "done", "when": committed, "expires": expires,
+                "attempts": attempts, "fingerprint": fingerprint,
+            });
+            if let (Outcome::Dead(note), Some(fields)) = (outcome, json.as_object_mut()) {
+                fields.insert("outcome".to_owned(), "dead".into());
+                fields.insert("reason".to_owned(), note.reason.name().into());
+                fields.insert("error".to_owned(), note.error.clone().into());
+                fields.insert("first_seen".to_owned(), time(note.first_seen_ms).into());
+                fields.insert(
+                    "dead_letter_pending".to_owned(),
+                    (*dead_letter_pending).into(),
+                );
+            }
+            json
+        }
+        Inspection::Unfinished {
+            attempts,
+            first_seen_ms,
+        } => json!({
+            "known": false, "attempts": attempts, "first_seen": time(*first_seen_ms),
+        }),
+        Inspection::Unknown => json!({ "known": false }),
+    }
+}
+
+/// When it ended and when it may be forgotten.
+fn times(found: &Inspection) -> (String, String) {
+    match found {
+        Inspection::Known {
+            committed_at_ms,
+            expires_at_ms,
+            ..
+        } => (time(*committed_at_ms), time(*expires_at_ms)),
+        Inspection::Unfinished { .. } | Inspection::Unknown => (String::new(), String::new()),
+    }
+}
+
+fn time(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(ms).map_or_else(|_| "never".to_owned(), |time| time.to_string())
+}

@@ -1,0 +1,11 @@
+//! What the integration tests share: a RabbitMQ node, a vhost for each test, a raw publisher.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a crate of its own and uses its part"
+)]
+
+pub mod process;
+pub mod rabbitmq;
+pub mod raw_amqp;

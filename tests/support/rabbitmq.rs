@@ -1,0 +1,231 @@
+//! A real broker for tests: the node of `AMQP_URL`, or a private one that `scripts/rabbitmq start` runs.
+//!
+//! Each test gets a vhost of its own, gone when it ends; what it declares and publishes there is nobody else's. A
+//! node that cannot be had is a panic with the command that installs it, never a silent pass.
+
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+
+/// The node's url with the default vhost, as `amqp://user:password@host:port/%2f`.
+pub fn url() -> &'static str {
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| {
+        if let Ok(url) = std::env::var("AMQP_URL") {
+            return url;
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
+        let output = Command::new(script)
+            .arg("start")
+            .stderr(Stdio::inherit())
+            .output();
+        let output = output.unwrap_or_else(|error| panic!("{script} start: {error}"));
+        assert!(
+            output.status.success(),
+            "no RabbitMQ: run `apt-get install -y rabbitmq-server` and `{script} start`, or set AMQP_URL"
+        );
+        String::from_utf8(output.stdout).expect("a url").trim().to_owned()
+    })
+}
+
+/// Runs rabbitmqctl against the node; `ONCEWARD_RABBITMQCTL` names the command for the node of `AMQP_URL`.
+pub fn ctl(arguments: &[&str]) -> String {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq ctl");
+    let command = std::env::var("ONCEWARD_RABBITMQCTL").unwrap_or_else(|_| script.to_owned());
+    let mut words = command.split_whitespace();
+    let program = words.next().expect("ONCEWARD_RABBITMQCTL names a command");
+    let output = Command::new(program)
+        .args(words)
+        .arg("-q")
+        .args(arguments)
+        .output();
+    let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command} {arguments:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A vhost of a test's own, deleted with all that is in it when dropped.
+#[derive(Debug)]
+pub struct Vhost {
+    name: String,
+}
+
+impl Vhost {
+    /// Makes a vhost that the url's user may do everything in.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test-{}-{next}", std::process::id());
+        let user = url()
+            .split(['/', ':', '@'])
+            .nth(3)
+            .expect("a url with a user");
+        // One call: each starts an Erlang node.
+        ctl(&[
+            "eval",
+            &format!(
+                "rabbit_vhost:add(<<\"{name}\">>, <<\"tests\">>), rabbit_auth_backend_internal:set_permissions(\
+                 <<\"{user}\">>, <<\"{name}\">>, <<\".*\">>, <<\".*\">>, <<\".*\">>, <<\"tests\">>)."
+            ),
+        ]);
+        Self { name }
+    }
+
+    /// Its name, as rabbitmqctl takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The url with this vhost.
+    pub fn url(&self) -> String {
+        let (node, _) = url().rsplit_once('/').expect("a url with a vhost");
+        format!("{node}/{}", self.name)
+    }
+
+    /// A client of the test's own, beside the one that is tested.
+    pub async fn client(&self) -> Client {
+        let url = self.url();
+        let connecting = Connection::connect(&url, ConnectionProperties::default());
+        let connection = connecting
+            .await
+            .expect("the node accepts the test's client");
+        Client { connection }
+    }
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        // After a failed test too, where a second panic would hide the first.
+        if !std::thread::panicking() {
+            ctl(&["delete_vhost", &self.name]);
+        }
+    }
+}
+
+/// A plain client, each operation on a channel of its own.
+#[derive(Debug)]
+pub struct Client {
+    pub connection: Connection,
+}
+
+/// Arguments of the kinds of queue that tests declare.
+pub fn arguments(pairs: &[(&str, AMQPValue)]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in pairs {
+        table.insert((*name).into(), value.clone());
+    }
+    table
+}
+
+impl Client {
+    pub async fn channel(&self) -> Channel {
+        self.connection.create_channel().await.expect("a channel")
+    }
+
+    /// A durable classic queue.
+    pub async fn declare_classic(&self, queue: &str) {
+        self.declare(queue, QueueDeclareOptions::durable(), FieldTable::default())
+            .await;
+    }
+
+    /// A quorum queue with a single active consumer.
+    pub async fn declare_quorum(&self, queue: &str) {
+        let quorum = arguments(&[
+            ("x-queue-type", AMQPValue::LongString("quorum".into())),
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ]);
+        self.declare(queue, QueueDeclareOptions::durable(), quorum)
+            .await;
+    }
+
+    pub async fn declare(&self, queue: &str, options: QueueDeclareOptions, arguments: FieldTable) {
+        let channel = self.channel().await;
+        let declared = channel
+            .queue_declare(queue.into(), options, arguments)
+            .await;
+        declared.unwrap_or_else(|error| panic!("declaring {queue}: {error}"));
+    }
+
+    /// Publishes persistent messages and waits until all are confirmed; the bodies' text is the message id too.
+    pub async fn publish(&self, queue: &str, bodies: impl IntoIterator<Item = String>) {
+        let channel = self.channel().await;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .expect("confirms");
+        let mut confirms = Vec::new();
+        for body in bodies {
+            let properties = BasicProperties::default()
+                .with_delivery_mode(2)
+                .with_message_id(body.as_str().into());
+            let options = BasicPublishOptions {
+                mandatory: true,
+                ..BasicPublishOptions::default()
+            };
+            let sent = channel
+                .basic_publish(
+                    "".into(),
+                    queue.into(),
+                    options,
+                    body.as_bytes(),
+                    properties,
+                )
+                .await;
+            confirms.push(sent.expect("published"));
+        }
+        for confirm in confirms {
+            let confirmation = confirm.await.expect("a confirmation");
+            assert!(confirmation.is_ack(), "{confirmation:?}");
+        }
+    }
+
+    /// Takes everything out of the queue, oldest first.
+    pub async fn take_all(&self, queue: &str) -> Vec<lapin::message::Delivery> {
+        let channel = self.channel().await;
+        let mut taken = Vec::new();
+        while let Some(got) = channel
+            .basic_get(queue.into(), BasicGetOptions::default())
+            .await
+            .expect("the queue exists")
+        {
+            let tag = got.delivery.delivery_tag;
+            let acked = channel.basic_ack(tag, BasicAckOptions::default()).await;
+            acked.expect("acked");
+            taken.push(got.delivery);
+        }
+        channel.close(200, "OK".into()).await.expect("closed");
+        taken
+    }
+
+    /// Messages that are ready, without those that a consumer holds.
+    pub async fn depth(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions::durable().passive();
+        let channel = self.channel().await;
+        let found = channel
+            .queue_declare(queue.into(), passive, FieldTable::default())
+            .await;
+        found
+            .unwrap_or_else(|error| panic!("{queue}: {error}"))
+            .message_count()
+    }
+
+    pub async fn delete(&self, queue: &str) {
+        let channel = self.channel().await;
+        let deleted = channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await;
+        deleted.unwrap_or_else(|error| panic!("deleting {queue}: {error}"));
+    }
+}
