@@ -24,6 +24,9 @@ use crate::{Declare, Options, QueueOptions, RunError, Source, StoreOptions, Work
 /// The queue that the demo consumes.
 pub(super) const QUEUE: &str = "onceward-demo";
 
+/// Its dead-letter queue.
+pub(super) const DEAD_LETTERS: &str = "onceward-demo.dead";
+
 /// Without any progress for so long, the demo is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
@@ -144,6 +147,7 @@ impl Drive {
         options.drain = DRAIN;
         let mut queue = QueueOptions::new(QUEUE);
         queue.declare = Declare::Classic;
+        queue.dead_letter = DEAD_LETTERS.to_owned();
         queue.identity.key = vec![Source::Header(KEY_HEADER.to_owned())];
         let handler = Charge {
             plan: Arc::clone(plan),

@@ -10,6 +10,10 @@ use tokio::sync::watch;
 
 use super::orders::{Kind, Order, Plan};
 
+mod run;
+
+pub(super) use self::run::Run;
+
 /// How many ids a verdict names of each fault.
 const NAMED_MAX: usize = 10;
 
@@ -79,15 +83,6 @@ enum RunEnd {
     Failed,
     /// The runtime was torn down under it.
     Cut,
-}
-
-/// A run of the handler; dropped without a word it counts as cut off.
-#[derive(Debug)]
-#[must_use = "the run ends when this is dropped"]
-pub(super) struct Run<'a> {
-    ledger: &'a Ledger,
-    number: usize,
-    end: RunEnd,
 }
 
 impl Ledger {
@@ -277,31 +272,6 @@ impl Ledger {
 impl Entry {
     fn has_ended(&self) -> bool {
         self.rejected || !self.effect_keys.is_empty()
-    }
-}
-
-impl Run<'_> {
-    /// The effect was made, under this key.
-    pub(super) fn complete(mut self, effect_key: String) {
-        self.end = RunEnd::Completed;
-        self.ledger.complete(self.number, effect_key);
-    }
-
-    /// The handler found the order invalid.
-    pub(super) fn reject(mut self) {
-        self.end = RunEnd::Completed;
-        self.ledger.reject(self.number);
-    }
-
-    /// The handler failed and will be run again.
-    pub(super) fn fail(mut self) {
-        self.end = RunEnd::Failed;
-    }
-}
-
-impl Drop for Run<'_> {
-    fn drop(&mut self) {
-        self.ledger.end(self);
     }
 }
 

@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing_subscriber::EnvFilter;
 
-use self::drive::{Drive, Driven, QUEUE, Setup, Stopped};
+use self::drive::{DEAD_LETTERS, Drive, QUEUE, Setup, Stopped};
+use self::inspect::Scene;
 use self::ledger::Ledger;
 use self::observe::ObservedBroker;
 use self::orders::{Plan, Size};
-use self::report::{Report, milliseconds, rounded};
+use self::report::Report;
 use crate::{
     AmqpBroker, AmqpOptions, Broker, BrokerError, Clock, MemoryBroker, RunError, StoreOptions,
 };
@@ -26,6 +28,7 @@ use crate::{
 mod collect;
 mod drive;
 mod handler;
+mod inspect;
 mod ledger;
 mod observe;
 mod orders;
@@ -38,9 +41,6 @@ mod samples;
 const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 
 const TRY_AGAIN_DELAY: Duration = Duration::from_millis(500);
-
-/// How many ids are named after a failure.
-const IDS_MAX: usize = 10;
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -87,7 +87,7 @@ pub fn run(args: &DemoArgs) -> ExitCode {
     match try_run(args) {
         Ok(report) => {
             if args.json {
-                print(&serde_json::json!(report));
+                print(&report.to_json());
             } else {
                 print(&report);
             }
@@ -200,58 +200,6 @@ async fn demo(
     Ok(scene.inspect(driven, report, stopped).await)
 }
 
-/// What is looked at when the runtime has ended.
-struct Scene {
-    broker: Arc<dyn Broker>,
-    observed: Arc<ObservedBroker>,
-    plan: Arc<Plan>,
-    ledger: Arc<Ledger>,
-    metrics: PrometheusHandle,
-}
-
-impl Scene {
-    async fn inspect(self, driven: Driven, report: Report, stopped: Option<String>) -> Report {
-        let letters = collect::take_all(&*self.broker, &format!("{QUEUE}.dead")).await;
-        let left = collect::take_all(&*self.broker, QUEUE).await;
-        let (letters, left, stopped) = match (letters, left) {
-            (Ok(letters), Ok(left)) => (letters, left, stopped),
-            (Err(error), _) | (_, Err(error)) => {
-                let unread = format!("the queues cannot be read at the end: {error}");
-                (Vec::new(), Vec::new(), Some(stopped.unwrap_or(unread)))
-            }
-        };
-        let dead = collect::dead_orders(&self.plan, &letters);
-        let verdict = self.ledger.judge(&dead);
-        let left = left.iter();
-        let left = left.filter(|message| collect::number(&self.plan, message).is_some());
-        let traffic = self.observed.traffic();
-        let faulty = [&verdict.doubled, &verdict.lost, &verdict.out_of_order];
-        let faulty = faulty.into_iter().chain([&verdict.wrongly_dead]).flatten();
-        let ids = faulty.map(|number| self.plan.id(*number));
-        let mut report = Report {
-            delivered: traffic.delivered,
-            redelivered: traffic.redelivered,
-            connection_losses: driven.losses,
-            teardowns: driven.teardowns,
-            dead: dead.len() as u64,
-            left_in_queue: left.count() as u64,
-            delivery_to_ack_p50_ms: milliseconds(self.observed.delivery_to_ack(50)),
-            delivery_to_ack_p99_ms: milliseconds(self.observed.delivery_to_ack(99)),
-            seconds: rounded(driven.elapsed.as_secs_f64()),
-            ids: ids.take(IDS_MAX).collect(),
-            stopped,
-            ..report
-        }
-        .judged(&verdict)
-        .measured(&self.metrics.render());
-        if report.stopped.is_some() {
-            report.ids = self.ledger.missing();
-        }
-        report.ok = report.faults().is_empty();
-        report
-    }
-}
-
 /// Waits for the broker, and makes the demo's queues.
 async fn reach(broker: &dyn Broker) -> Result<(), Failed> {
     let deadline = Instant::now() + REACHABLE_WITHIN;
@@ -273,7 +221,7 @@ async fn reach(broker: &dyn Broker) -> Result<(), Failed> {
 
 async fn make_queues(broker: &dyn Broker) -> Result<(), BrokerError> {
     let mut channel = broker.publish_channel().await?;
-    for queue in [QUEUE, &format!("{QUEUE}.dead")] {
+    for queue in [QUEUE, DEAD_LETTERS] {
         channel.ensure_queue(queue).await?;
     }
     channel.close().await;
@@ -292,13 +240,14 @@ fn announce(args: &DemoArgs, broker: &dyn Broker, published: usize, seed: u64) {
 }
 
 fn start_log(verbose: bool) {
-    let level = if verbose {
-        tracing::Level::INFO
+    // lapin calls every lost connection an error, and here they are lost on purpose.
+    let filter = if verbose {
+        "error,onceward=info,lapin=off"
     } else {
-        tracing::Level::ERROR
+        "off,onceward=error"
     };
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr);
     // Who has installed a log already, wants that one.
     let _ = subscriber.try_init();

@@ -18,7 +18,7 @@ impl Progress {
     pub(super) fn new(total: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total as u64);
-            let template = "{bar:40} {human_pos} of {human_len} orders, {per_sec}, {elapsed}";
+            let template = "{bar:40} {human_pos} of {human_len} orders, {elapsed}";
             // The template is a constant; were it wrong, the plain style would do.
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
