@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 pub mod check;
+mod demo;
 mod inspect;
 mod logging;
 mod publish;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Show the promise under fire: twins, lost connections and crashes, with nothing to install
+    Demo(demo::DemoArgs),
     /// Consume the configured queues and hand each new message to its target
     Run(run::RunArgs),
     /// Check the configuration, and reckon memory and disk
@@ -53,6 +56,7 @@ impl From<Exit> for ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     match <Cli as clap::Parser>::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Publish(args) => publish::run(&args),
