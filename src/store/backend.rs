@@ -83,6 +83,12 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Applies all or nothing and returns when it is on stable storage.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// The note that was left last, if any.
+    fn note(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StoreError>>;
+
+    /// Leaves a note beside the rows, on stable storage: damage to them does not reach it.
+    fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>>;
+
     /// Size of the files, in bytes.
     fn disk_bytes(&self) -> u64;
 }

@@ -32,7 +32,7 @@ impl Committer {
         for (queue, retention_ms) in self.expired_queues(now_ms) {
             let prefix = record::block_prefix(queue);
             let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
-            self.journal.oldest.remove(&queue);
+            self.journal.set_oldest(queue, None);
             for (key, value) in rows {
                 let location =
                     Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
@@ -47,8 +47,7 @@ impl Committer {
                         .is_some_and(|expired_ms| self.forget(group, location, &block, expired_ms));
                 if !forgotten {
                     self.journal
-                        .oldest
-                        .insert(queue, (location, block.committed_at_ms));
+                        .set_oldest(queue, Some((location, block.committed_at_ms)));
                     break;
                 }
                 room -= 1;
@@ -63,14 +62,15 @@ impl Committer {
     /// Queues whose oldest block may leave, with their retention.
     fn expired_queues(&self, now_ms: u64) -> Vec<(QueueId, u64)> {
         let rows = self.shared.rows();
-        let oldest = self.journal.oldest.iter();
-        oldest
-            .filter_map(|(queue, (_, committed_at_ms))| {
-                let retention_ms = rows.queues.get(queue)?.retention_ms;
+        let expired = self
+            .journal
+            .oldest()
+            .filter_map(|(queue, committed_at_ms)| {
+                let retention_ms = rows.queues.get(&queue)?.retention_ms;
                 let expired = committed_at_ms.saturating_add(retention_ms) <= now_ms;
-                expired.then_some((*queue, retention_ms))
-            })
-            .collect()
+                expired.then_some((queue, retention_ms))
+            });
+        expired.collect()
     }
 
     /// Forgets the block's records, or nothing if one of them is still needed.

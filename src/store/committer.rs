@@ -4,7 +4,7 @@
 //! the index learns of the records before anybody is told. After a failure nothing is told any more, and
 //! the waiting commits are dropped. Collection of what has expired rides in the same batches.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use super::backend::StoreError;
 use super::group::Group;
-use super::record::{Location, QueueId};
+use super::journal::Journal;
+use super::record;
 use super::{Change, Commit, Persisted, Shared};
 use crate::telemetry::StoreMetrics;
 
@@ -26,33 +27,11 @@ pub(super) const COMMITS_WAITING_MAX: usize = 16 * 1024;
 /// How often expired blocks are looked for and the size is looked at when nothing is committed.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often the end of the journal is noted beside it.
+const NOTE_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
 const DISK_OVERHEAD: u64 = 2;
-
-/// What the committer knows of the blocks on disk.
-#[derive(Debug, Default)]
-pub(super) struct Journal {
-    next_sequence: u64,
-    /// The block of each queue that expires first, and when it was committed.
-    pub(super) oldest: BTreeMap<QueueId, (Location, u64)>,
-    live_bytes: u64,
-}
-
-impl Journal {
-    /// Takes a block into account; blocks of one queue come in order.
-    pub(super) fn add(&mut self, location: Location, committed_at_ms: u64, value_bytes: usize) {
-        self.next_sequence = self.next_sequence.max(location.sequence() + 1);
-        self.live_bytes += value_bytes as u64;
-        self.oldest
-            .entry(location.queue())
-            .or_insert((location, committed_at_ms));
-    }
-
-    /// Takes the removal of a block into account.
-    pub(super) const fn remove(&mut self, value_bytes: usize) {
-        self.live_bytes = self.live_bytes.saturating_sub(value_bytes as u64);
-    }
-}
 
 /// Writes groups of commits.
 pub(crate) struct Committer {
@@ -64,6 +43,7 @@ pub(crate) struct Committer {
     size_bytes_max: u64,
     looked_at_size: Instant,
     pub(super) looked_for_orphans: Instant,
+    noted: Instant,
     pub(super) opened_at_ms: u64,
     pub(super) metrics: StoreMetrics,
 }
@@ -94,6 +74,7 @@ impl Committer {
             size_bytes_max,
             looked_at_size: now,
             looked_for_orphans: now,
+            noted: now,
             opened_at_ms,
             metrics: StoreMetrics::new(),
         }
@@ -106,11 +87,28 @@ impl Committer {
     /// The first failure of the engine: nothing more is durable from then on.
     pub(crate) async fn run(mut self, stopping: CancellationToken) -> Result<(), StoreError> {
         self.look_at_size();
-        let ended = self.write_groups(&stopping).await;
+        let ended = self.write_and_note(&stopping).await;
         if ended.is_err() {
             self.shared.failed.store(true, Ordering::Release);
         }
         ended
+    }
+
+    /// Leaves a note before the first group, each minute, and at the end.
+    async fn write_and_note(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
+        self.leave_note().await?;
+        self.write_groups(stopping).await?;
+        self.leave_note().await
+    }
+
+    async fn leave_note(&mut self) -> Result<(), StoreError> {
+        self.noted = Instant::now();
+        let note = {
+            let rows = self.shared.rows();
+            let retention_ms = |queue| rows.queues.get(&queue).map_or(0, |row| row.retention_ms);
+            self.journal.note(retention_ms)
+        };
+        self.shared.backend.leave_note(record::seal(&note)).await
     }
 
     async fn write_groups(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
@@ -135,6 +133,9 @@ impl Committer {
                 self.waiting.push_back(commit);
             }
             self.write_group().await?;
+            if self.noted.elapsed() >= NOTE_INTERVAL {
+                self.leave_note().await?;
+            }
         }
     }
 
@@ -161,9 +162,9 @@ impl Committer {
             .into_iter()
             .flat_map(|(queue, blocks)| blocks.into_iter().map(move |block| (queue, block)))
         {
-            let location = Location::new(queue, self.journal.next_sequence);
+            let location = self.journal.next(queue);
             let value = block.builder.finish(now_ms);
-            self.journal.add(location, now_ms, value.len());
+            self.journal.add(queue, now_ms, value.len());
             batch.put(location.key(), value);
             records.extend(
                 block
@@ -234,7 +235,7 @@ impl Committer {
         let limit = self.size_bytes_max;
         self.metrics.store_bytes.set(disk_bytes as f64);
         self.metrics.index_ids.set(self.shared.index.len() as f64);
-        let live_bytes = self.journal.live_bytes.saturating_mul(DISK_OVERHEAD);
+        let live_bytes = self.journal.live_bytes().saturating_mul(DISK_OVERHEAD);
         let was_full = *self.shared.full.borrow();
         let percent = |percent: u64| limit / 100 * percent;
         let is_full = if was_full {
@@ -268,7 +269,7 @@ mod tests {
     use super::super::group::COLLECT_BLOCKS_MAX;
     use super::super::record;
     use super::super::tests::record;
-    use super::super::{QueueRetention, Record, Store, StoreOptions};
+    use super::super::{QueueId, QueueRetention, Record, Store, StoreOptions};
     use super::*;
     use crate::clock::Clock;
 
@@ -321,7 +322,7 @@ mod tests {
             let blocks = backend.scan(record::BLOCK_PREFIX, None, usize::MAX).await;
             (
                 self.store.shared.index.len(),
-                self.committer.journal.live_bytes,
+                self.committer.journal.live_bytes(),
                 blocks.expect("it can be read").len(),
             )
         }
@@ -367,7 +368,7 @@ mod tests {
                 .expect("the disk is sound");
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));
-        assert!(fixture.committer.journal.oldest.is_empty());
+        assert_eq!(fixture.committer.journal.oldest().count(), 0);
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ mod committer;
 mod group;
 mod index;
 mod inspect;
+mod journal;
 mod open;
 mod record;
 #[cfg(any(test, feature = "testkit"))]

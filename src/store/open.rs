@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use super::backend::{BATCH_OPS_MAX, Backend, Batch, StoreError};
-use super::committer::{COMMITS_WAITING_MAX, Committer, Journal};
+use super::committer::{COMMITS_WAITING_MAX, Committer};
 use super::index::Index;
+use super::journal::{Journal, Note};
 use super::record::{self, Attempts, Block, FORMAT, Location, Meta, QueueId, QueueRow};
 use super::{QueueRetention, Rows, Shared, Store, StoreOptions};
 use crate::identity::HashKey;
@@ -195,9 +196,7 @@ impl Opening<'_> {
                 .backend
                 .scan(record::BLOCK_PREFIX, after.as_deref(), SCAN_ROWS)
                 .await?;
-            let Some((last, _)) = rows.last() else {
-                return Ok(journal);
-            };
+            let Some((last, _)) = rows.last() else { break };
             after = Some(last.clone());
             for (key, value) in rows {
                 let location =
@@ -208,11 +207,27 @@ impl Opening<'_> {
                 for record in &block.records {
                     index.insert(record.identity, location);
                 }
-                journal.add(location, block.committed_at_ms, value.len());
+                journal
+                    .read(location, block.committed_at_ms, value.len())
+                    .map_err(|missing| self.missing(missing))?;
             }
             progress(records);
             tokio::task::yield_now().await;
         }
+        if let Some(note) = self.backend.note().await? {
+            let note: Note = self.read("the note beside it", &note)?;
+            let now_ms = self.options.clock.now_ms();
+            journal
+                .check(&note, now_ms)
+                .map_err(|missing| self.missing(missing))?;
+        }
+        Ok(journal)
+    }
+
+    fn missing(&self, block: u64) -> StoreError {
+        self.damaged(format!(
+            "block {block} is missing, and perhaps others after it"
+        ))
     }
 
     async fn scan_all(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {

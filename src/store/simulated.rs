@@ -28,6 +28,7 @@ struct State {
     sync_delay: Duration,
     failing: bool,
     syncs: u64,
+    note: Option<Vec<u8>>,
 }
 
 impl SimulatedDisk {
@@ -158,6 +159,14 @@ impl Backend for SimulatedBackend {
             Ok(())
         }
         .boxed()
+    }
+
+    fn note(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StoreError>> {
+        std::future::ready(self.live().map(|state| state.note.clone())).boxed()
+    }
+
+    fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
+        std::future::ready(self.live().map(|mut state| state.note = Some(note))).boxed()
     }
 
     fn disk_bytes(&self) -> u64 {

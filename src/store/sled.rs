@@ -6,7 +6,7 @@
 //! `flush_async`, no transactions, no `drop_tree`, no use after an error.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -26,8 +26,8 @@ const LOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Locked by the process that has the store open.
 const LOCK: &str = "onceward.lock";
 
-/// Made when the store's first commit is on disk: a directory with it and without our rows has lost them.
-const MARKER: &str = "onceward.store";
+/// Holds the note; made when the store's first commit is on disk. A directory with it and without rows has lost them.
+const NOTE: &str = "onceward.note";
 
 #[derive(Debug)]
 pub(crate) struct SledBackend {
@@ -58,7 +58,7 @@ impl SledBackend {
         let lock = lock(path)?;
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
         let db = open_unlocked(path, cache_bytes)?;
-        if path.join(MARKER).exists() && db.is_empty() {
+        if path.join(NOTE).exists() && db.is_empty() {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged {
                 path: path.to_owned(),
@@ -143,6 +143,30 @@ impl Backend for SledBackend {
             let writer = self.writer.as_ref().ok_or_else(gone)?;
             writer.send(Write { batch, answer }).map_err(|_| gone())?;
             answered.await.map_err(|_| gone())?
+        }
+        .boxed()
+    }
+
+    fn note(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StoreError>> {
+        let note = match std::fs::read(self.path.join(NOTE)) {
+            // Left by the first commit, before there was anything to note.
+            Ok(note) if note.is_empty() => Ok(None),
+            Ok(note) => Ok(Some(note)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(format!("reading {NOTE}: {error}"))),
+        };
+        std::future::ready(note).boxed()
+    }
+
+    fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            let path = self.path.clone();
+            let written = tokio::task::spawn_blocking(move || write_note(&path, &note)).await;
+            let failed =
+                |error: &dyn std::fmt::Display| self.failed(format!("writing {NOTE}: {error}"));
+            written
+                .map_err(|error| failed(&error))?
+                .map_err(|error| failed(&error))
         }
         .boxed()
     }
@@ -280,12 +304,14 @@ fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
 }
 
 fn write_until_closed(db: &sled::Db, log: &File, path: &Path, writes: &Receiver<Write>) {
-    let mut marked = path.join(MARKER).exists();
+    let mut marked = path.join(NOTE).exists();
     while let Ok(Write { batch, answer }) = writes.recv() {
         let written = catch_unwind(AssertUnwindSafe(|| write(db, log, batch)))
             .unwrap_or_else(|_| Err("sled panicked".to_owned()));
         let written = match written {
-            Ok(()) if !marked => mark(path).map_err(|error| format!("marking the store: {error}")),
+            Ok(()) if !marked => {
+                write_note(path, &[]).map_err(|error| format!("marking the store: {error}"))
+            }
             other => other,
         };
         marked = true;
@@ -318,7 +344,12 @@ fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
         .map_err(|error| format!("fdatasync: {error}"))
 }
 
-fn mark(path: &Path) -> io::Result<()> {
-    File::create(path.join(MARKER))?.sync_all()?;
+/// Replaces the note: after a crash there is the old one or the new one.
+fn write_note(path: &Path, note: &[u8]) -> io::Result<()> {
+    let new = path.join(format!("{NOTE}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(note)?;
+    file.sync_all()?;
+    std::fs::rename(new, path.join(NOTE))?;
     File::open(path)?.sync_all()
 }

@@ -1,0 +1,169 @@
+//! What is known of the blocks on disk without reading them: where each queue's begin and end.
+//!
+//! Blocks of a queue are numbered without gaps, written at the end and removed from the beginning. So a hole in the
+//! middle shows by itself, and a missing end by the note that is left beside the engine now and then: sled takes a
+//! damaged part of its log for the torn end of a crash and opens without what follows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{Location, QueueId};
+
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    queues: BTreeMap<QueueId, QueueJournal>,
+    live_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct QueueJournal {
+    next_sequence: u64,
+    /// The block that expires first, and when it was committed.
+    oldest: Option<(Location, u64)>,
+    /// When the last block was committed.
+    newest_ms: u64,
+}
+
+/// How far each queue's blocks went when the note was left.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    ends: Vec<NotedEnd>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct NotedEnd {
+    queue: QueueId,
+    next_sequence: u64,
+    /// Before this the last block must still be there, in milliseconds since 1970.
+    expires_at_ms: u64,
+}
+
+impl Journal {
+    /// Takes a block into account that was read; blocks of one queue come in order.
+    ///
+    /// # Errors
+    ///
+    /// The number of the first one that is missing before it.
+    pub(super) fn read(
+        &mut self,
+        location: Location,
+        committed_at_ms: u64,
+        value_bytes: usize,
+    ) -> Result<(), u64> {
+        let queue = self.queues.entry(location.queue()).or_default();
+        if queue.oldest.is_some() && location.sequence() != queue.next_sequence {
+            return Err(queue.next_sequence);
+        }
+        queue.next_sequence = location.sequence();
+        self.add(location.queue(), committed_at_ms, value_bytes);
+        Ok(())
+    }
+
+    /// Where the queue's next block goes.
+    pub(super) fn next(&self, queue: QueueId) -> Location {
+        Location::new(
+            queue,
+            self.queues
+                .get(&queue)
+                .map_or(0, |queue| queue.next_sequence),
+        )
+    }
+
+    /// Takes the block at [`Self::next`] into account.
+    pub(super) fn add(&mut self, queue: QueueId, committed_at_ms: u64, value_bytes: usize) {
+        let location = self.next(queue);
+        let journal = self.queues.entry(queue).or_default();
+        journal.next_sequence += 1;
+        journal.oldest.get_or_insert((location, committed_at_ms));
+        journal.newest_ms = committed_at_ms;
+        self.live_bytes += value_bytes as u64;
+    }
+
+    /// Takes the removal of a block into account.
+    pub(super) const fn remove(&mut self, value_bytes: usize) {
+        self.live_bytes = self.live_bytes.saturating_sub(value_bytes as u64);
+    }
+
+    /// The first block of each queue that has any, and when it was committed.
+    pub(super) fn oldest(&self) -> impl Iterator<Item = (QueueId, u64)> {
+        self.queues
+            .iter()
+            .filter_map(|(id, queue)| queue.oldest.map(|(_, at_ms)| (*id, at_ms)))
+    }
+
+    /// The first block of the queue is another one now, or there is none.
+    pub(super) fn set_oldest(&mut self, queue: QueueId, oldest: Option<(Location, u64)>) {
+        self.queues.entry(queue).or_default().oldest = oldest;
+    }
+
+    /// Bytes of all blocks.
+    pub(super) const fn live_bytes(&self) -> u64 {
+        self.live_bytes
+    }
+
+    pub(super) fn note(&self, retention_ms: impl Fn(QueueId) -> u64) -> Note {
+        let ends = self.queues.iter().map(|(id, queue)| NotedEnd {
+            queue: *id,
+            next_sequence: queue.next_sequence,
+            expires_at_ms: queue.newest_ms.saturating_add(retention_ms(*id)),
+        });
+        Note {
+            ends: ends.collect(),
+        }
+    }
+
+    /// Compares what was read with the last note, and never gives a number again that was given before.
+    ///
+    /// # Errors
+    ///
+    /// The number of a block that is missing.
+    pub(super) fn check(&mut self, note: &Note, now_ms: u64) -> Result<(), u64> {
+        for end in &note.ends {
+            let queue = self.queues.entry(end.queue).or_default();
+            if queue.next_sequence < end.next_sequence {
+                if now_ms < end.expires_at_ms {
+                    return Err(queue.next_sequence);
+                }
+                queue.next_sequence = end.next_sequence;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUE: QueueId = QueueId(3);
+
+    fn read(sequences: &[u64]) -> Result<Journal, u64> {
+        let mut journal = Journal::default();
+        for sequence in sequences {
+            journal.read(Location::new(QUEUE, *sequence), 1000, 100)?;
+        }
+        Ok(journal)
+    }
+
+    #[test]
+    fn a_hole_in_the_middle_is_noticed() {
+        assert_eq!(read(&[5, 6, 8]).err(), Some(7));
+        let journal = read(&[5, 6, 7]).expect("no hole");
+        assert_eq!(journal.next(QUEUE).sequence(), 8);
+    }
+
+    #[test]
+    fn a_missing_end_is_noticed_until_it_would_have_expired() {
+        let note = read(&[5, 6, 7]).expect("no hole").note(|_| 500);
+        let shorter = || read(&[5, 6]).expect("no hole");
+        assert_eq!(shorter().check(&note, 1499), Err(7));
+        assert_eq!(Journal::default().check(&note, 1499), Err(0));
+        let mut expired = Journal::default();
+        assert_eq!(expired.check(&note, 1500), Ok(()));
+        assert_eq!(expired.next(QUEUE).sequence(), 8);
+        let mut longer = read(&[6, 7, 8]).expect("no hole");
+        assert_eq!(longer.check(&note, 0), Ok(()));
+        assert_eq!(longer.next(QUEUE).sequence(), 9);
+    }
+}
