@@ -7,6 +7,7 @@ pub mod check;
 mod inspect;
 mod logging;
 mod publish;
+mod quarantine;
 mod run;
 mod source;
 
@@ -30,6 +31,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Tell what a stopped worker's store knows of one id
     Inspect(inspect::InspectArgs),
+    /// Take a message that cannot be parsed out of the head of its queue, and save it
+    Quarantine(quarantine::QuarantineArgs),
 }
 
 /// How a command ends; users script against these.
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Publish(args) => publish::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Quarantine(args) => quarantine::run(&args),
     }
 }
 
