@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 
 use crate::identity::{self, ScopeName};
-use crate::message::{Headers, Key, Message, MessageId, Properties};
+use crate::message::{Headers, Key, Message, MessageId, Properties, cut};
 use crate::payload::{Codec, DecodeError, FromMessage};
 
 /// What a handler returns.
@@ -280,10 +280,7 @@ pub(crate) fn error_chain(error: &(dyn Error + 'static), bytes_max: usize) -> St
         }
         cause = error.source();
     }
-    let cut = (0..=bytes_max.min(text.len()))
-        .rev()
-        .find(|&cut| text.is_char_boundary(cut));
-    text.truncate(cut.unwrap_or(0));
+    cut(&mut text, bytes_max);
     text
 }
 

@@ -256,11 +256,11 @@ impl ScopeName {
 
 /// What the rules make of one message.
 #[derive(Debug)]
-pub(crate) struct Admission {
+pub(crate) struct Resolved {
     /// Id and scope, or why the message has none.
     pub(crate) id: Result<(MessageId, ScopeName), IdError>,
     /// Ordering key; `None` is a message that is its own key.
-    pub(crate) key: Option<Key>,
+    pub(crate) key: Result<Option<Key>, IdError>,
 }
 
 /// Why a message cannot be told apart from others.
@@ -300,28 +300,20 @@ impl Resolver {
         }
     }
 
-    pub(crate) fn resolve(&self, message: &Message) -> Admission {
+    pub(crate) fn resolve(&self, message: &Message) -> Resolved {
         let body = if self.reads_body {
             json_body(message)
         } else {
             None
         };
         let body = body.as_ref();
-        let key = match first_present(&self.rules.key, message, body, Role::Key) {
-            Ok(key) => key,
-            Err(error) => {
-                return Admission {
-                    id: Err(error),
-                    key: None,
-                };
-            }
-        };
+        let key = first_present(&self.rules.key, message, body, Role::Key);
         let id = first_present(&self.rules.id, message, body, Role::Id)
             .and_then(|id| id.map_or_else(|| self.missing(message), |id| Ok(MessageId::new(id))))
             .and_then(|id| Ok((id, self.scope(message)?)));
-        Admission {
+        Resolved {
             id,
-            key: key.map(|key| Key::new(&key)),
+            key: key.map(|key| key.map(|key| Key::new(&key))),
         }
     }
 

@@ -206,6 +206,14 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
+/// Cuts text to at most `bytes_max`, between characters.
+pub(crate) fn cut(text: &mut String, bytes_max: usize) {
+    let end = (0..=bytes_max.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

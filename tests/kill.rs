@@ -4,12 +4,13 @@
 //! of the moments is printed; `ONCEWARD_SEED=… cargo test --test kill` takes it again.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
+use tokio::time::Instant;
 
 mod support;
 

@@ -6,11 +6,12 @@
 use std::io::Write as _;
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
+use tokio::time::Instant;
 
 mod support;
 
@@ -41,7 +42,7 @@ struct Ledger {
 
 impl Ledger {
     fn calls(&self) -> Vec<Call> {
-        self.calls.lock().unwrap().clone()
+        self.calls.lock().expect("not poisoned").clone()
     }
 }
 
@@ -52,7 +53,7 @@ async fn answer(
     body: String,
 ) -> impl IntoResponse {
     let seen = {
-        let mut calls = ledger.calls.lock().unwrap();
+        let mut calls = ledger.calls.lock().expect("not poisoned");
         calls.push(Call {
             headers,
             body: body.clone(),

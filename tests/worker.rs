@@ -34,7 +34,7 @@ struct Run {
 
 impl Recorder {
     fn runs(&self) -> Vec<Run> {
-        self.runs.lock().unwrap().clone()
+        self.runs.lock().expect("not poisoned").clone()
     }
 
     fn ids(&self) -> Vec<String> {
@@ -52,7 +52,7 @@ impl Handler<Body> for Recorder {
             attempt: cx.attempt(),
             at: Instant::now(),
         };
-        self.runs.lock().unwrap().push(run);
+        self.runs.lock().expect("not poisoned").push(run);
         match body.split_once(' ').unwrap_or((&body, "")) {
             ("slow", millis) => sleep(Duration::from_millis(millis.parse()?)).await,
             ("reject", why) => return Err(reject(why)),

@@ -4,7 +4,7 @@
 //! channel ends goes back to its original place, marked as redelivered. One exclusive consumer a queue. Messages
 //! live in memory only and are gone with the process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -93,7 +93,7 @@ impl MemoryBroker {
         let unacked = found.channel.and_then(|id| state.channels.get(&id));
         (
             found.ready.len(),
-            unacked.map_or(0, |channel| channel.outstanding),
+            unacked.map_or(0, |channel| channel.unacked.len()),
         )
     }
 
@@ -139,9 +139,8 @@ impl MemoryBroker {
             Channel {
                 queue: name.clone(),
                 prefetch: usize::from(subscription.prefetch.get()),
-                first_tag: 1,
-                unacked: VecDeque::new(),
-                outstanding: 0,
+                next_tag: 1,
+                unacked: BTreeMap::new(),
                 waker: None,
             },
         );
@@ -215,10 +214,8 @@ struct Stored {
 struct Channel {
     queue: String,
     prefetch: usize,
-    /// Tag of the front of `unacked`; tags are dense, an acked one leaves a `None`.
-    first_tag: u64,
-    unacked: VecDeque<Option<Stored>>,
-    outstanding: usize,
+    next_tag: u64,
+    unacked: BTreeMap<u64, Stored>,
     waker: Option<Waker>,
 }
 
@@ -256,18 +253,18 @@ impl State {
 
     fn deliver(&mut self, id: u64) -> Option<Delivery> {
         let channel = self.channels.get_mut(&id)?;
-        if channel.outstanding >= channel.prefetch {
+        if channel.unacked.len() >= channel.prefetch {
             return None;
         }
         let stored = self.queues.get_mut(&channel.queue)?.ready.pop_front()?;
         let delivery = Delivery {
-            tag: channel.first_tag + channel.unacked.len() as u64,
+            tag: channel.next_tag,
             redelivered: stored.redelivered,
             message: Arc::clone(&stored.message),
             defect: None,
         };
-        channel.unacked.push_back(Some(stored));
-        channel.outstanding += 1;
+        channel.unacked.insert(channel.next_tag, stored);
+        channel.next_tag += 1;
         self.stats.delivered += 1;
         Some(delivery)
     }
@@ -277,27 +274,18 @@ impl State {
         let Some(channel) = self.channels.get_mut(&id) else {
             return Err(lost("the channel is closed".to_owned()));
         };
-        let index = tag
-            .checked_sub(channel.first_tag)
-            .and_then(|index| usize::try_from(index).ok());
-        let slot = index.and_then(|index| channel.unacked.get_mut(index));
-        let (Some(index), Some(Some(_))) = (index, slot.as_deref()) else {
+        if channel.unacked.remove(&tag).is_none() {
             self.stats.precondition_failed += 1;
             self.close(id);
             return Err(lost(format!(
                 "406 PRECONDITION_FAILED: unknown delivery tag {tag}"
             )));
-        };
-        let first = if multiple { 0 } else { index };
-        for slot in channel.unacked.range_mut(first..=index) {
-            if slot.take().is_some() {
-                channel.outstanding -= 1;
-                self.stats.acked += 1;
-            }
         }
-        while let Some(None) = channel.unacked.front() {
-            channel.unacked.pop_front();
-            channel.first_tag += 1;
+        self.stats.acked += 1;
+        if multiple {
+            let behind = channel.unacked.split_off(&tag);
+            self.stats.acked += channel.unacked.len() as u64;
+            channel.unacked = behind;
         }
         Ok(channel.waker.take())
     }
@@ -307,7 +295,7 @@ impl State {
         let channel = self.channels.remove(&id)?;
         if let Some(queue) = self.queues.get_mut(&channel.queue) {
             queue.channel = None;
-            for mut stored in channel.unacked.into_iter().flatten() {
+            for mut stored in channel.unacked.into_values() {
                 stored.redelivered = true;
                 queue.ready.push_back(stored);
             }

@@ -6,6 +6,9 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::identity_lock::IdentityGuard;
 
 use crate::broker::Delivery;
 use crate::identity::{Fingerprint, HashKey, IdError, Identity, Resolver, ScopeName};
@@ -40,6 +43,10 @@ pub(crate) struct Admitted {
     pub(crate) id: Option<(MessageId, ScopeName)>,
     /// Why it cannot be worked on, found before anybody looked at it.
     pub(crate) defect: Option<(Reason, String)>,
+    /// Of a message without an id: cancelled when its connection is lost and the broker has it again.
+    pub(crate) returned: Option<CancellationToken>,
+    /// Held while it is worked on if other queues may have the same identity.
+    pub(crate) shared: Option<IdentityGuard>,
 }
 
 impl Admitted {
@@ -49,6 +56,13 @@ impl Admitted {
             ActorKey::Own(_) => None,
         }
     }
+}
+
+/// One connection: its tags mean something until it is over.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Generation {
+    pub(crate) number: u32,
+    pub(crate) over: CancellationToken,
 }
 
 /// Resolves deliveries of one queue.
@@ -64,7 +78,7 @@ impl Admission {
     pub(crate) fn admit(
         &self,
         delivery: Delivery,
-        generation: u32,
+        generation: &Generation,
         received: Instant,
         random: impl FnOnce() -> [u8; 16],
     ) -> Admitted {
@@ -92,15 +106,19 @@ impl Admission {
                 (Identity::from_bytes(random()), None)
             }
         };
-        let key = resolved
-            .key
-            .map_or(ActorKey::Own(identity), ActorKey::Named);
+        let key = resolved.key.unwrap_or_else(|error| {
+            defect.get_or_insert_with(|| (reason_of(&error), format!("ordering key: {error}")));
+            None
+        });
+        let key = key.map_or(ActorKey::Own(identity), ActorKey::Named);
         let fingerprint = self.hash_key.fingerprint(&message);
         let tag = Tag {
-            generation,
+            generation: generation.number,
             tag,
             received,
         };
+        let returned = id.is_none().then(|| generation.over.clone());
+        let shared = None;
         Admitted {
             tag,
             message,
@@ -110,6 +128,8 @@ impl Admission {
             key,
             id,
             defect,
+            returned,
+            shared,
         }
     }
 }
@@ -145,7 +165,12 @@ pub(crate) mod tests {
     }
 
     fn admit(admission: &Admission, message: Message) -> Admitted {
-        admission.admit(delivery(1, message), 1, Instant::now(), || [1; 16])
+        admission.admit(
+            delivery(1, message),
+            &Generation::default(),
+            Instant::now(),
+            || [1; 16],
+        )
     }
 
     pub(crate) fn admitted(id: u32, body: &str, tag: u64) -> Admitted {
@@ -158,7 +183,12 @@ pub(crate) mod tests {
             ..Message::default()
         };
         let admission = admission(IdentityRules::default());
-        admission.admit(delivery(tag, message), 1, Instant::now(), || [0; 16])
+        admission.admit(
+            delivery(tag, message),
+            &Generation::default(),
+            Instant::now(),
+            || [0; 16],
+        )
     }
 
     pub(crate) fn admitted_with_key(id: u32, key: &str, tag: u64) -> Admitted {
@@ -174,7 +204,12 @@ pub(crate) mod tests {
             key: vec![Source::RoutingKey],
             ..IdentityRules::default()
         };
-        admission(rules).admit(delivery(tag, message), 1, Instant::now(), || [0; 16])
+        admission(rules).admit(
+            delivery(tag, message),
+            &Generation::default(),
+            Instant::now(),
+            || [0; 16],
+        )
     }
 
     fn with_headers(headers: &[(&str, HeaderValue)]) -> Message {

@@ -28,13 +28,13 @@ struct Claim {
 }
 
 /// What became of a delivery that asked for a claim.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claimed {
     /// The identity was free: this delivery is to be worked on.
-    New(Admitted),
+    New,
     /// A twin is being worked on: its outcome settles this delivery too.
     Joined,
-    /// Another message with the same id is being worked on: this one is kept until that ends.
+    /// Another message with the same id is being worked on: this one is for [`Claims::contest`].
     Contested,
 }
 
@@ -43,7 +43,7 @@ impl Claims {
         self.claims.len()
     }
 
-    pub(crate) fn claim(&mut self, message: Admitted) -> Claimed {
+    pub(crate) fn claim(&mut self, message: &Admitted) -> Claimed {
         match self.claims.get_mut(&message.identity) {
             None => {
                 let claim = Claim {
@@ -52,16 +52,24 @@ impl Claims {
                     contested: Vec::new(),
                 };
                 self.claims.insert(message.identity, claim);
-                Claimed::New(message)
+                Claimed::New
             }
             Some(claim) if claim.fingerprint == message.fingerprint => {
+                // Tags of a connection that is over are worth nothing: the broker delivers those messages again.
+                claim
+                    .tags
+                    .retain(|tag| tag.generation == message.tag.generation);
                 claim.tags.push(message.tag);
                 Claimed::Joined
             }
-            Some(claim) => {
-                claim.contested.push(message);
-                Claimed::Contested
-            }
+            Some(_) => Claimed::Contested,
+        }
+    }
+
+    /// Keeps a contested delivery until the claim ends.
+    pub(crate) fn contest(&mut self, message: Admitted) {
+        if let Some(claim) = self.claims.get_mut(&message.identity) {
+            claim.contested.push(message);
         }
     }
 
@@ -114,34 +122,20 @@ mod tests {
     #[test]
     fn twins_share_one_outcome() {
         let mut claims = Claims::default();
-        assert!(matches!(
-            claims.claim(admitted(1, "a", 10)),
-            Claimed::New(_)
-        ));
-        assert!(matches!(
-            claims.claim(admitted(1, "a", 11)),
-            Claimed::Joined
-        ));
+        assert_eq!(claims.claim(&admitted(1, "a", 10)), Claimed::New);
+        assert_eq!(claims.claim(&admitted(1, "a", 11)), Claimed::Joined);
         let (tags, contested) = claims.end(admitted(1, "a", 0).identity);
         assert_eq!(tags.iter().map(|tag| tag.tag).collect::<Vec<_>>(), [10, 11]);
         assert!(contested.is_empty());
-        assert!(matches!(
-            claims.claim(admitted(1, "a", 12)),
-            Claimed::New(_)
-        ));
+        assert_eq!(claims.claim(&admitted(1, "a", 12)), Claimed::New);
     }
 
     #[test]
     fn another_body_under_the_same_id_is_kept_apart() {
         let mut claims = Claims::default();
-        assert!(matches!(
-            claims.claim(admitted(1, "a", 10)),
-            Claimed::New(_)
-        ));
-        assert!(matches!(
-            claims.claim(admitted(1, "b", 11)),
-            Claimed::Contested
-        ));
+        assert_eq!(claims.claim(&admitted(1, "a", 10)), Claimed::New);
+        assert_eq!(claims.claim(&admitted(1, "b", 11)), Claimed::Contested);
+        claims.contest(admitted(1, "b", 11));
         let (tags, contested) = claims.end(admitted(1, "a", 0).identity);
         assert_eq!((tags.len(), contested.len()), (1, 1));
     }

@@ -11,10 +11,13 @@ use futures_util::StreamExt as _;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::RunError;
 use super::actor;
+use super::admission::{Admitted, Generation};
+use super::drain;
 use super::queue::Queue;
 use super::settle::Settler;
 use super::window::AckWindow;
@@ -38,17 +41,14 @@ const BLOCKED_DELAY: Duration = Duration::from_secs(5);
 /// How long a connection must live before it counts as good: a head that cannot be parsed ends it at once.
 const PROOF: Duration = Duration::from_secs(2);
 
-/// How long commits may take to become durable at the end of a drain, past its deadline.
-const COMMIT_GRACE: Duration = Duration::from_secs(10);
-
 /// Consumes one queue until the drain.
 pub(crate) struct Consumer {
     queue: Arc<Queue>,
     broker: Arc<dyn Broker>,
-    drain: Duration,
+    drain_limit: Duration,
     actors: JoinSet<Result<(), StoreError>>,
     full: watch::Receiver<bool>,
-    generation: u32,
+    generation: Generation,
     reconnect: Reconnect,
     /// Connections in a row that ended at a message that cannot be parsed.
     unreadable: u32,
@@ -69,16 +69,16 @@ enum Ended {
 }
 
 impl Consumer {
-    pub(crate) fn new(queue: Arc<Queue>, broker: Arc<dyn Broker>, drain: Duration) -> Self {
+    pub(crate) fn new(queue: Arc<Queue>, broker: Arc<dyn Broker>, drain_limit: Duration) -> Self {
         let part = format!("queue {}", queue.name);
         queue.health.fault(&part, "connecting");
         Self {
             full: queue.store.full(),
             queue,
             broker,
-            drain,
+            drain_limit,
             actors: JoinSet::new(),
-            generation: 0,
+            generation: Generation::default(),
             reconnect: Reconnect::default(),
             unreadable: 0,
             isolated: 0,
@@ -103,7 +103,7 @@ impl Consumer {
                 }
             };
             let ended = match self.watching(connecting).await? {
-                None => return self.drain_actors().await,
+                None => return self.drain().await,
                 Some(Ok(session)) => self.consume(session).await?,
                 Some(Err(error)) => Ended::Lost(error),
             };
@@ -139,8 +139,11 @@ impl Consumer {
             mut deliveries,
             acks,
         } = session;
-        self.generation += 1;
-        let generation = self.generation;
+        self.generation = Generation {
+            number: self.generation.number + 1,
+            over: CancellationToken::new(),
+        };
+        let generation = self.generation.number;
         let queue = Arc::clone(&self.queue);
         queue.settlements.begin(generation, &queue.metrics);
         if self.unreadable < UNREADABLE_MAX {
@@ -170,11 +173,18 @@ impl Consumer {
         });
         let ended = self.take_in(&mut deliveries, &mut settler).await?;
         queue.drop_waiting(generation);
+        if !matches!(ended, Ended::Draining) {
+            self.generation.over.cancel();
+            // Joined before the next one starts, or it could take that one's tags.
+            settler.shutdown().await;
+        }
         if let Ended::Draining = ended {
             // The stream is kept until the channel is closed: the broker requeues in order then.
-            self.drain_actors().await?;
+            self.drain().await?;
             queue.settlements.close();
-            if let Some(Ok(Err(error))) = settler.join_next().await {
+            if let Some(settled) = settler.join_next().await
+                && let Err(error) = self.joined("settler", settled)?
+            {
                 warn!(queue = &*queue.name, error = %error, "the last acks may not have arrived");
             }
         }
@@ -257,7 +267,7 @@ impl Consumer {
                 let admitted = self
                     .queue
                     .admission
-                    .admit(delivery, self.generation, now, random);
+                    .admit(delivery, &self.generation, now, random);
                 self.start(admitted);
                 self.proved();
                 self.isolated = self.isolated.saturating_sub(1);
@@ -278,7 +288,7 @@ impl Consumer {
         }
     }
 
-    fn start(&mut self, message: super::admission::Admitted) {
+    fn start(&mut self, message: Admitted) {
         if let Some(first) = self.queue.enter(message) {
             self.actors
                 .spawn(actor::run(Arc::clone(&self.queue), first));
@@ -338,34 +348,11 @@ impl Consumer {
         self.watching(waiting).await
     }
 
-    /// Lets running handlers finish until the deadline, and waits until what they committed is durable.
-    async fn drain_actors(&mut self) -> Result<(), RunError> {
-        let queue = Arc::clone(&self.queue);
-        queue.health.fault(&self.part, "shutting down");
-        let deadline = Instant::now() + self.drain;
-        loop {
-            tokio::select! {
-                biased;
-                ended = self.actors.join_next() => match ended {
-                    Some(ended) => self.actor_ended(ended)?,
-                    None => break,
-                },
-                () = tokio::time::sleep_until(deadline) => {
-                    let cut = self.actors.len();
-                    warn!(queue = &*queue.name, handlers = cut, "the drain deadline cuts handlers off");
-                    self.actors.shutdown().await;
-                    break;
-                }
-            }
-        }
-        if tokio::time::timeout(COMMIT_GRACE, queue.commits_settled())
-            .await
-            .is_err()
-        {
-            warn!(
-                queue = &*queue.name,
-                "the last outcomes are not durable yet and stay unacknowledged"
-            );
+    async fn drain(&mut self) -> Result<(), RunError> {
+        self.queue.health.fault(&self.part, "shutting down");
+        let limit = self.drain_limit;
+        for ended in drain::finish(&self.queue, &mut self.actors, limit).await {
+            self.actor_ended(ended)?;
         }
         Ok(())
     }

@@ -1,24 +1,36 @@
 //! How a message dies: decided durably, then published to the dead-letter queue and confirmed, then settled.
 //!
-//! The decision comes first, so that a crash in between cannot end with the message both dead and done. The body is
-//! not stored: the broker keeps the message until the ack, and after a crash its redelivery is published again, under the
+//! The decision comes first, so that a crash in between cannot end with the message both dead and done. The body is not
+//! stored: the broker keeps the message until the ack, and after a crash its redelivery is published again, under the
 //! same outgoing id. The key waits meanwhile; if the dead-letter queue takes nothing, that is a fault for all to see.
+//!
+//! A message without an id is never the same as another: nothing is on record before its dead letter is confirmed, so a
+//! lost connection or a crash in between publishes it again under another outgoing id.
 
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::actor;
 use super::admission::Admitted;
+use super::commit;
 use super::queue::Queue;
 use crate::backoff::Reconnect;
 use crate::broker::{OUTGOING_ID_HEADER, PublishError};
 use crate::clock::duration_ms;
 use crate::identity::{self, Identity};
-use crate::message::{HeaderValue, Message};
-use crate::store::{Change, DeadNote, Outcome};
+use crate::message::{HeaderValue, Message, cut};
+use crate::store::{Change, DeadNote, ERROR_BYTES_MAX, Outcome, Reason};
 
-/// A message with the reason for its death.
+/// Why and after how many attempts a message is given up.
+pub(crate) struct Death {
+    pub(crate) reason: Reason,
+    pub(crate) error: String,
+    pub(crate) attempts: u32,
+}
+
+/// A message on its way to the dead-letter queue.
 pub(crate) struct Burial {
     pub(crate) message: Admitted,
     /// The identity that its record is under; that of a conflict is not the message's own.
@@ -28,68 +40,120 @@ pub(crate) struct Burial {
 }
 
 /// Records the death and brings the dead letter to its queue.
-pub(crate) async fn bury(queue: &Arc<Queue>, burial: Burial) {
-    let Burial {
-        message,
-        recorded,
-        note,
-        attempts,
-    } = &burial;
-    // Two messages without an id are never the same: there is no record to find again, only one to count.
-    if message.id.is_some() {
-        let dead = actor::record(message, *recorded, *attempts, Outcome::Dead(note.clone()));
-        let rows = vec![
-            Change::RemoveAttempts(message.identity),
-            Change::PutPending(*recorded),
-        ];
-        if queue
-            .store
-            .persist(queue.id, Some(dead), rows)
-            .await
-            .is_none()
-        {
-            return queue.release(message.identity);
+///
+/// Boxed, as [`confirm`] is: few messages die, and every actor's task would be several times as large.
+pub(crate) fn bury(
+    queue: &Arc<Queue>,
+    message: Admitted,
+    recorded: Identity,
+    death: Death,
+) -> BoxFuture<'_, ()> {
+    async move {
+        let Death {
+            reason,
+            mut error,
+            attempts,
+        } = death;
+        cut(&mut error, ERROR_BYTES_MAX);
+        let id = message
+            .id
+            .as_ref()
+            .map_or_else(Vec::new, |(id, _)| id.as_bytes().to_vec());
+        let known = queue.store.attempts(message.identity);
+        let first_seen_ms =
+            known.map_or_else(|| queue.first_seen_ms(&message), |row| row.first_seen_ms);
+        let note = Box::new(DeadNote {
+            reason,
+            error,
+            id,
+            first_seen_ms,
+        });
+        if message.id.is_some() {
+            let dead = commit::record(&message, recorded, attempts, Outcome::Dead(note.clone()));
+            let rows = vec![
+                Change::RemoveAttempts(message.identity),
+                Change::PutPending(recorded),
+            ];
+            if queue
+                .store
+                .persist(queue.id, Some(dead), rows)
+                .await
+                .is_none()
+            {
+                return queue.release(message.identity);
+            }
         }
+        confirm(
+            queue,
+            Burial {
+                message,
+                recorded,
+                note,
+                attempts,
+            },
+        )
+        .await;
     }
-    confirm(queue, burial).await;
+    .boxed()
 }
 
 /// Publishes the dead letter until the broker confirms it, and settles the message.
-pub(crate) async fn confirm(queue: &Arc<Queue>, burial: Burial) {
-    if !publish_until_confirmed(queue, &burial).await {
-        return queue.release(burial.message.identity);
+pub(crate) fn confirm(queue: &Arc<Queue>, burial: Burial) -> BoxFuture<'_, ()> {
+    async move {
+        if !publish_until_confirmed(queue, &burial).await {
+            return queue.release(burial.message.identity);
+        }
+        let Burial {
+            message,
+            recorded,
+            note,
+            attempts,
+        } = burial;
+        queue.metrics.count_dead(note.reason);
+        info!(
+            reason = note.reason.name(),
+            attempts,
+            error = note.error,
+            dead_letter_queue = queue.options.dead_letter,
+            "message is dead-lettered"
+        );
+        let (record, rows) = if message.id.is_some() {
+            (None, vec![Change::RemovePending(recorded)])
+        } else {
+            (
+                Some(commit::record(
+                    &message,
+                    recorded,
+                    attempts,
+                    Outcome::Dead(note),
+                )),
+                Vec::new(),
+            )
+        };
+        commit::settled(queue, message, record, rows).await;
     }
-    let Burial {
-        message,
-        recorded,
-        note,
-        attempts,
-    } = burial;
-    queue.metrics.count_dead(note.reason);
-    info!(
-        reason = note.reason.name(),
-        attempts,
-        error = note.error,
-        dead_letter_queue = queue.options.dead_letter,
-        "message is dead-lettered"
-    );
-    let (record, rows) = if message.id.is_some() {
-        (None, vec![Change::RemovePending(recorded)])
-    } else {
-        let dead = actor::record(&message, recorded, attempts, Outcome::Dead(note));
-        (Some(dead), Vec::new())
-    };
-    actor::commit(queue, message.identity, record, rows).await;
+    .boxed()
 }
 
-/// `false` if the worker is leaving before the broker confirmed it.
+/// `false` if the worker is leaving before the broker confirmed it, or if the broker has the message again anyway.
 async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
     let part = format!("dead-letter queue {}", queue.options.dead_letter);
     let mut delays = Reconnect::default();
     let mut letter = Arc::new(dead_letter(queue, burial, Headers::All));
+    // A message without an id cannot be joined by its redelivery: copies would pile up behind a broker that takes none.
+    let never = CancellationToken::new();
+    let returned = burial.message.returned.as_ref().unwrap_or(&never);
     loop {
+        if queue.store.has_failed() {
+            return false;
+        }
         // A drain lets it finish, as it lets a running handler; its deadline drops both.
-        let refused = match queue.publisher.publish(Arc::clone(&letter)).await {
+        let published = tokio::select! {
+            biased;
+            published = queue.publisher.publish(Arc::clone(&letter)) => published,
+            () = returned.cancelled() => return false,
+        };
+        let refused = match published {
             Ok(()) => {
                 queue.health.clear(&part);
                 return true;
@@ -111,6 +175,7 @@ async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
         tokio::select! {
             biased;
             () = queue.draining.cancelled() => return false,
+            () = returned.cancelled() => return false,
             () = tokio::time::sleep(delay) => {}
         }
     }

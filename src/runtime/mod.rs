@@ -16,9 +16,13 @@ use crate::telemetry::Health;
 
 mod actor;
 mod admission;
+mod attempt;
 mod claims;
+mod commit;
 mod consumer;
 mod dead_letter;
+mod drain;
+mod identity_lock;
 mod mailbox;
 mod queue;
 mod settle;
@@ -73,6 +77,12 @@ pub enum RunError {
     /// A queue cannot be consumed as it is: change the queue or the options.
     #[error(transparent)]
     Refused(BrokerError),
+    /// Two handlers were registered for one queue: leave one out.
+    #[error("queue {queue:?} is registered twice")]
+    Twice {
+        /// The queue.
+        queue: String,
+    },
     /// A second signal ended the drain: what was running is returned to the broker.
     #[error("a second signal ended the drain before running handlers had finished")]
     Interrupted,

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -13,11 +14,13 @@ use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
+use super::identity_lock::IdentityLocks;
 use super::mailbox::Mailboxes;
 use super::settle::Settlements;
 use crate::broker::Publisher;
+use crate::clock::duration_ms;
 use crate::handler::ErasedHandler;
-use crate::identity::Identity;
+use crate::identity::{Identity, Scope};
 use crate::options::QueueOptions;
 use crate::store::{Persisted, QueueId, Store};
 use crate::telemetry::{Health, QueueMetrics};
@@ -36,6 +39,10 @@ pub(crate) struct Queue {
     pub(crate) metrics: QueueMetrics,
     /// Handlers that may run at once.
     pub(crate) permits: Semaphore,
+    /// Messages that may have ended the process, one at a time.
+    pub(crate) suspects: Semaphore,
+    /// Set if ids are unique beyond this queue.
+    pub(crate) shared_identities: Option<Arc<IdentityLocks>>,
     /// Cancelled when the drain begins: no new run, and nobody waits for a retry.
     pub(crate) draining: CancellationToken,
     dispatch: Mutex<Dispatch>,
@@ -64,19 +71,25 @@ pub(crate) struct QueueParts {
     pub(crate) publisher: Publisher,
     pub(crate) health: Health,
     pub(crate) draining: CancellationToken,
+    pub(crate) identity_locks: Arc<IdentityLocks>,
 }
+
+/// Longest time that an option can name: beyond any that the clock can add.
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 impl Queue {
     pub(crate) fn new(parts: QueueParts) -> Self {
         let QueueParts {
-            options,
+            mut options,
             id,
             handler,
             store,
             publisher,
             health,
             draining,
+            identity_locks,
         } = parts;
+        options.timeout = options.timeout.min(TIME_MAX);
         let admission = Admission {
             resolver: crate::identity::Resolver::new(options.identity.clone(), &options.queue),
             hash_key: store.hash_key().clone(),
@@ -86,6 +99,8 @@ impl Queue {
             name: options.queue.as_str().into(),
             metrics: QueueMetrics::new(&options.queue),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
+            suspects: Semaphore::new(1),
+            shared_identities: (options.identity.scope != Scope::Queue).then_some(identity_locks),
             options,
             id,
             handler,
@@ -109,14 +124,17 @@ impl Queue {
             self.say_no_key();
         }
         let mut dispatch = self.lock();
-        match dispatch.claims.claim(message) {
-            Claimed::New(message) => dispatch.mailboxes.put(message),
+        match dispatch.claims.claim(&message) {
+            Claimed::New => dispatch.mailboxes.put(message),
             Claimed::Joined => {
                 drop(dispatch);
                 self.metrics.duplicates.increment(1);
                 None
             }
-            Claimed::Contested => None,
+            Claimed::Contested => {
+                dispatch.claims.contest(message);
+                None
+            }
         }
     }
 
@@ -183,6 +201,12 @@ impl Queue {
             .get()
             .saturating_sub(self.permits.available_permits());
         (dispatch.claims.len().saturating_sub(running), running)
+    }
+
+    /// When the message was delivered, in milliseconds since 1970.
+    pub(crate) fn first_seen_ms(&self, message: &Admitted) -> u64 {
+        let waited_ms = duration_ms(message.tag.received.elapsed());
+        self.store.clock().now_ms().saturating_sub(waited_ms)
     }
 
     /// Counts a commit until the guard is dropped, told or not.

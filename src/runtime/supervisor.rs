@@ -3,9 +3,10 @@
 //! A part of our own that panics or a store that fails stops the whole worker: a worker that limps would ack less than
 //! it did or more than it may.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -13,12 +14,16 @@ use tracing::{error, info};
 
 use super::RunError;
 use super::consumer::Consumer;
+use super::identity_lock::IdentityLocks;
 use super::queue::{Queue, QueueParts};
 use crate::broker::{Publisher, PublisherTask};
 use crate::handler::ErasedHandler;
 use crate::options::{Options, QueueOptions};
 use crate::store::{Committer, QueueId, QueueRetention, Store};
 use crate::telemetry::{Health, describe_all};
+
+/// How long tasks may take to let go after a failure.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// A queue with the handler of its messages.
 pub(crate) type Registered = (QueueOptions, Arc<dyn ErasedHandler>);
@@ -31,7 +36,7 @@ pub(crate) struct Supervisor {
     pub(crate) publisher_task: PublisherTask,
 }
 
-/// What a task that the supervisor owns was for, with how it ended.
+/// What a task that the supervisor owns is for.
 enum Task {
     Consumer,
     Committer,
@@ -41,6 +46,16 @@ enum Task {
 impl Supervisor {
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         describe_all();
+        let mut names = HashSet::new();
+        if let Some((twice, _)) = self
+            .queues
+            .iter()
+            .find(|(queue, _)| !names.insert(&queue.queue))
+        {
+            return Err(RunError::Twice {
+                queue: twice.queue.clone(),
+            });
+        }
         self.health.fault("store", "opening");
         let Self {
             options,
@@ -73,6 +88,7 @@ impl Supervisor {
                 (Task::Publisher, Ok(()))
             }
         });
+        let identity_locks = Arc::new(IdentityLocks::default());
         let mut consumers = queues.len();
         for ((queue_options, handler), id) in queues.into_iter().zip(ids) {
             let queue = Arc::new(Queue::new(QueueParts {
@@ -83,34 +99,42 @@ impl Supervisor {
                 publisher: publisher.clone(),
                 health: health.clone(),
                 draining: draining.clone(),
+                identity_locks: Arc::clone(&identity_locks),
             }));
             let consumer = Consumer::new(queue, Arc::clone(&options.broker), options.drain);
             tasks.spawn(async move { (Task::Consumer, consumer.run().await) });
         }
-        drop(store);
-
-        let mut shutdown = std::pin::pin!(shutdown);
-        while consumers > 0 {
-            tokio::select! {
-                biased;
-                Some(ended) = tasks.join_next() => match Self::ended(ended)? {
-                    Task::Consumer => consumers -= 1,
-                    // Neither ends before it is told to.
-                    Task::Committer => return Err(RunError::Ended { task: "committer" }),
-                    Task::Publisher => return Err(RunError::Ended { task: "publisher" }),
-                },
-                () = &mut shutdown, if !draining.is_cancelled() => {
-                    info!(drain = ?options.drain, "draining: no new run, running handlers finish");
-                    draining.cancel();
+        let supervised = async {
+            let mut shutdown = std::pin::pin!(shutdown);
+            while consumers > 0 {
+                tokio::select! {
+                    biased;
+                    Some(ended) = tasks.join_next() => match Self::ended(ended)? {
+                        Task::Consumer => consumers -= 1,
+                        // Neither ends before it is told to.
+                        Task::Committer => return Err(RunError::Ended { task: "committer" }),
+                        Task::Publisher => return Err(RunError::Ended { task: "publisher" }),
+                    },
+                    () = &mut shutdown, if !draining.is_cancelled() => {
+                        info!(drain = ?options.drain, "draining: no new run, running handlers finish");
+                        draining.cancel();
+                    }
                 }
             }
+            stopping.cancel();
+            while let Some(ended) = tasks.join_next().await {
+                Self::ended(ended)?;
+            }
+            Ok(())
+        };
+        let ended = supervised.await;
+        // Kept until here: the committer ends when it is told to, not when the last consumer lets go of the store.
+        drop(store);
+        if ended.is_err() {
+            // Whoever starts the next worker at once is not to find handlers of this one at work.
+            let _ = tokio::time::timeout(ABORT_GRACE, tasks.shutdown()).await;
         }
-        stopping.cancel();
-        while let Some(ended) = tasks.join_next().await {
-            Self::ended(ended)?;
-        }
-        info!("stopped");
-        Ok(())
+        ended.inspect(|()| info!("stopped"))
     }
 
     fn ended(ended: Result<(Task, Result<(), RunError>), JoinError>) -> Result<Task, RunError> {

@@ -4,7 +4,7 @@
 //! tag behind an unfinished one waits a little for the gap to close, then is acked alone. A `multiple` ack never covers
 //! an unfinished tag and always names one that is still outstanding: anything else closes the channel with 406.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,59 +16,39 @@ const STRAGGLER_WAIT: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 pub(crate) struct AckWindow {
-    /// Tags before this one plus one are settled; tags start at 1.
-    settled_before: u64,
-    slots: VecDeque<Slot>,
-    /// Slots that are finished and not acked.
-    finished: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    Unfinished,
-    Finished(Instant),
-    Acked,
+    /// The highest tag that has finished.
+    highest: u64,
+    /// Unfinished tags below the highest: at most as many as the prefetch.
+    gaps: BTreeSet<u64>,
+    /// Finished tags that are not acked, and since when.
+    finished: BTreeMap<u64, Instant>,
 }
 
 impl AckWindow {
     /// Tags that are finished and wait to be acked.
-    pub(crate) const fn unacked(&self) -> usize {
-        self.finished
+    pub(crate) fn unacked(&self) -> usize {
+        self.finished.len()
     }
 
     /// The tag's outcome is persisted. Once a tag.
     pub(crate) fn finish(&mut self, tag: u64, now: Instant) {
-        let index = tag.checked_sub(self.settled_before + 1);
-        let index = index.and_then(|index| usize::try_from(index).ok());
-        let Some(index) = index else {
-            unreachable!("tag {tag} was settled before")
-        };
-        if self.slots.len() <= index {
-            self.slots.resize(index + 1, Slot::Unfinished);
+        if tag > self.highest {
+            self.gaps.extend(self.highest + 1..tag);
+            self.highest = tag;
+        } else {
+            assert!(self.gaps.remove(&tag), "tag {tag} was settled before");
         }
-        if let Some(slot) = self.slots.get_mut(index) {
-            assert_eq!(*slot, Slot::Unfinished, "tag {tag} was settled before");
-            *slot = Slot::Finished(now);
-            self.finished += 1;
-        }
+        self.finished.insert(tag, now);
     }
 
     /// The tag to name in one `multiple` ack, if anything leads the window.
     pub(crate) fn take_prefix(&mut self) -> Option<u64> {
-        let mut named = None;
-        while let Some(slot) = self.slots.front() {
-            match slot {
-                Slot::Unfinished => break,
-                Slot::Finished(_) => {
-                    named = Some(self.settled_before + 1);
-                    self.finished -= 1;
-                }
-                Slot::Acked => {}
-            }
-            self.slots.pop_front();
-            self.settled_before += 1;
-        }
-        named
+        let behind = match self.gaps.first() {
+            Some(gap) => self.finished.split_off(gap),
+            None => BTreeMap::new(),
+        };
+        let prefix = std::mem::replace(&mut self.finished, behind);
+        prefix.last_key_value().map(|(tag, _)| *tag)
     }
 
     /// Finished tags behind an unfinished one that have waited long enough, to be acked one by one.
@@ -83,29 +63,20 @@ impl AckWindow {
 
     /// When the next straggler has waited long enough.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        if self.finished == 0 {
-            return None;
-        }
-        let finished_at = |slot: &Slot| match slot {
-            Slot::Finished(finished_at) => Some(*finished_at + STRAGGLER_WAIT),
-            Slot::Unfinished | Slot::Acked => None,
-        };
-        self.slots.iter().filter_map(finished_at).min()
+        self.finished
+            .values()
+            .min()
+            .map(|finished_at| *finished_at + STRAGGLER_WAIT)
     }
 
     fn take_finished(&mut self, is_due: impl Fn(Instant) -> bool) -> Vec<u64> {
-        let mut taken = Vec::new();
-        if self.finished == 0 {
-            return taken;
-        }
-        for (offset, slot) in self.slots.iter_mut().enumerate() {
-            if let Slot::Finished(finished_at) = slot
-                && is_due(*finished_at)
-            {
-                *slot = Slot::Acked;
-                self.finished -= 1;
-                taken.push(self.settled_before + 1 + offset as u64);
-            }
+        let due = self
+            .finished
+            .iter()
+            .filter(|(_, finished_at)| is_due(**finished_at));
+        let taken: Vec<u64> = due.map(|(tag, _)| *tag).collect();
+        for tag in &taken {
+            self.finished.remove(tag);
         }
         taken
     }
@@ -186,6 +157,19 @@ mod tests {
             }
             prop_assert_eq!(settle(&mut window, true, now, &finished), finished.len());
             prop_assert!(window.next_due().is_none());
+        }
+    }
+
+    #[test]
+    fn a_tag_that_never_finishes_holds_back_no_memory() {
+        let mut now = Instant::now();
+        let mut window = AckWindow::default();
+        for tag in 2..100_000u64 {
+            now += Duration::from_micros(100);
+            window.finish(tag, now);
+            assert_eq!(window.take_prefix(), None);
+            let _ = window.take_stragglers(now);
+            assert!(window.finished.len() <= 50 && window.gaps.len() == 1);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! No timer and no window to tune: while one group syncs, the next one gathers, so groups grow with load. After a sync
 //! the index learns of the records before anybody is told. After a failure nothing is told any more, and
-//! the waiting commits are dropped. Collection of expired blocks rides in the same batches.
+//! the waiting commits are dropped. Collection of what has expired rides in the same batches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -14,27 +14,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, StoreError};
-use super::record::{self, BlockBuilder, Location, QueueId};
-use super::{Change, Commit, OnPersisted, Persisted, Shared};
-use crate::identity::Identity;
+use super::backend::StoreError;
+use super::group::Group;
+use super::record::{Location, QueueId};
+use super::{Change, Commit, Persisted, Shared};
 use crate::telemetry::StoreMetrics;
 
 /// Commits that may wait: more than one group can ever hold, so that a sync never waits for work.
 pub(super) const COMMITS_WAITING_MAX: usize = 16 * 1024;
 
-/// Most expired blocks that one group removes: about as many as it can add, so collection keeps up.
-const COLLECT_BLOCKS_MAX: usize = 96;
-
-/// Operations and bytes of a batch that are kept for collection.
-const COLLECT_OPS: usize = COLLECT_BLOCKS_MAX + 8;
-const COLLECT_BYTES: usize = COLLECT_OPS * 32;
-
 /// How often expired blocks are looked for and the size is looked at when nothing is committed.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often attempts of messages that never came back are looked through.
-const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
 const DISK_OVERHEAD: u64 = 2;
@@ -44,7 +34,7 @@ const DISK_OVERHEAD: u64 = 2;
 pub(super) struct Journal {
     next_sequence: u64,
     /// The block of each queue that expires first, and when it was committed.
-    oldest: BTreeMap<QueueId, (Location, u64)>,
+    pub(super) oldest: BTreeMap<QueueId, (Location, u64)>,
     live_bytes: u64,
 }
 
@@ -57,19 +47,25 @@ impl Journal {
             .entry(location.queue())
             .or_insert((location, committed_at_ms));
     }
+
+    /// Takes the removal of a block into account.
+    pub(super) const fn remove(&mut self, value_bytes: usize) {
+        self.live_bytes = self.live_bytes.saturating_sub(value_bytes as u64);
+    }
 }
 
 /// Writes groups of commits.
 pub(crate) struct Committer {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     commits: mpsc::Receiver<Commit>,
     waiting: VecDeque<Commit>,
     buffer: Vec<Commit>,
-    journal: Journal,
+    pub(super) journal: Journal,
     size_bytes_max: u64,
     looked_at_size: Instant,
-    looked_for_orphans: Instant,
-    metrics: StoreMetrics,
+    pub(super) looked_for_orphans: Instant,
+    pub(super) opened_at_ms: u64,
+    pub(super) metrics: StoreMetrics,
 }
 
 impl std::fmt::Debug for Committer {
@@ -88,6 +84,7 @@ impl Committer {
         size_bytes_max: u64,
     ) -> Self {
         let now = Instant::now();
+        let opened_at_ms = shared.clock.now_ms();
         Self {
             shared,
             commits,
@@ -97,6 +94,7 @@ impl Committer {
             size_bytes_max,
             looked_at_size: now,
             looked_for_orphans: now,
+            opened_at_ms,
             metrics: StoreMetrics::new(),
         }
     }
@@ -227,89 +225,6 @@ impl Committer {
         }
     }
 
-    /// Removes blocks in which everything is past its queue's retention.
-    async fn collect(&mut self, group: &mut Group, now_ms: u64) -> Result<(), StoreError> {
-        let mut room = COLLECT_BLOCKS_MAX;
-        let expired: Vec<(QueueId, u64)> = {
-            let rows = self.shared.rows();
-            let oldest = self.journal.oldest.iter();
-            oldest
-                .filter_map(|(queue, (_, committed_at_ms))| {
-                    let retention_ms = rows.queues.get(queue)?.retention_ms;
-                    let expired = committed_at_ms.saturating_add(retention_ms) <= now_ms;
-                    expired.then_some((*queue, retention_ms))
-                })
-                .collect()
-        };
-        for (queue, retention_ms) in expired {
-            let prefix = record::block_prefix(queue);
-            let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
-            self.journal.oldest.remove(&queue);
-            for (key, value) in rows {
-                let location =
-                    Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
-                let block: record::Block = record::unseal(&value).map_err(|error| {
-                    self.shared
-                        .damaged(format!("block {}: {error}", location.sequence()))
-                })?;
-                let is_expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
-                if !is_expired || room == 0 {
-                    self.journal
-                        .oldest
-                        .insert(queue, (location, block.committed_at_ms));
-                    break;
-                }
-                room -= 1;
-                self.forget(group, location, &block, value.len());
-                group.batch.remove(key);
-            }
-        }
-        Ok(())
-    }
-
-    /// The index forgets before the disk does: a look-up never meets an entry without its block.
-    fn forget(
-        &mut self,
-        group: &mut Group,
-        location: Location,
-        block: &record::Block,
-        value_bytes: usize,
-    ) {
-        for record in &block.records {
-            self.shared.index.remove(record.identity, location);
-            let mut rows = self.shared.rows();
-            if group.has_room_for_row() && rows.pending.remove(&record.identity).is_some() {
-                group.batch.remove(record::pending_key(record.identity));
-            }
-        }
-        self.journal.live_bytes = self.journal.live_bytes.saturating_sub(value_bytes as u64);
-        self.metrics.collected.increment(block.records.len() as u64);
-    }
-
-    /// Attempts of messages that the broker never delivered again: purged, expired or moved away.
-    fn collect_orphans(&mut self, group: &mut Group, now_ms: u64) {
-        let now = Instant::now();
-        if now.duration_since(self.looked_for_orphans) < ORPHANS_INTERVAL {
-            return;
-        }
-        self.looked_for_orphans = now;
-        let rows = self.shared.rows();
-        let orphans = rows.attempts.iter().filter(|(_, attempts)| {
-            let retention_ms = rows
-                .queues
-                .get(&attempts.queue)
-                .map_or(0, |row| row.retention_ms);
-            attempts.updated_at_ms.saturating_add(retention_ms) <= now_ms
-        });
-        for (identity, _) in orphans {
-            if !group.has_room_for_row() {
-                break;
-            }
-            group.batch.remove(record::attempts_key(*identity));
-            group.changes.push(Change::RemoveAttempts(*identity));
-        }
-    }
-
     /// Stops intake before the files pass the limit, and lets it go on when there is room.
     ///
     /// sled's files do not shrink, they are filled again; so room is counted by what lives in them.
@@ -346,91 +261,137 @@ impl Committer {
     }
 }
 
-/// Commits on their way into one batch.
-#[derive(Default)]
-struct Group {
-    batch: Batch,
-    blocks: BTreeMap<QueueId, Vec<OpenBlock>>,
-    blocks_bytes: usize,
-    blocks_count: usize,
-    told: Vec<(Instant, OnPersisted)>,
-    changes: Vec<Change>,
-    encoded: Vec<u8>,
-}
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
 
-#[derive(Default)]
-struct OpenBlock {
-    builder: BlockBuilder,
-    identities: Vec<Identity>,
-}
+    use super::super::group::COLLECT_BLOCKS_MAX;
+    use super::super::record;
+    use super::super::tests::record;
+    use super::super::{QueueRetention, Record, Store, StoreOptions};
+    use super::*;
+    use crate::clock::Clock;
 
-/// Bytes of key and value that a row beside the records takes at most.
-const ROW_BYTES_MAX: usize = 128;
+    const RETENTION: Duration = Duration::from_secs(60);
 
-impl Group {
-    /// Takes the whole commit in, or gives it back for the next group.
-    fn add(&mut self, commit: Commit) -> Result<(), Box<Commit>> {
-        if let Some(record) = &commit.record {
-            record::encode_record(record, &mut self.encoded);
-        }
-        let ops = self.batch.len() + self.blocks_count + commit.rows.len() + 1;
-        let bytes = self.batch.bytes()
-            + self.blocks_bytes
-            + commit.rows.len() * ROW_BYTES_MAX
-            + self.encoded.len()
-            + ROW_BYTES_MAX;
-        if ops > BATCH_OPS_MAX - COLLECT_OPS || bytes > BATCH_BYTES_MAX - COLLECT_BYTES {
-            assert!(!self.told.is_empty(), "a commit that no batch can hold");
-            return Err(Box::new(commit));
-        }
-        if let Some(record) = &commit.record {
-            self.add_record(commit.queue, record.identity);
-        }
-        for change in commit.rows {
-            self.add_change(change);
-        }
-        self.told.push((commit.submitted, commit.on_persisted));
-        Ok(())
+    /// A store whose groups are written one by one.
+    struct Fixture {
+        store: Store,
+        committer: Committer,
+        queue: QueueId,
+        clock: Clock,
+        _dir: TempDir,
     }
 
-    fn add_record(&mut self, queue: QueueId, identity: Identity) {
-        let blocks = self.blocks.entry(queue).or_default();
-        if let Some(block) = blocks.last_mut()
-            && block.builder.push(&self.encoded)
-        {
-            block.identities.push(identity);
-            self.blocks_bytes += self.encoded.len();
-            return;
-        }
-        let mut block = OpenBlock::default();
-        block.builder.push(&self.encoded);
-        block.identities.push(identity);
-        self.blocks_bytes += block.builder.bytes() + ROW_BYTES_MAX;
-        self.blocks_count += 1;
-        blocks.push(block);
-    }
-
-    fn add_change(&mut self, change: Change) {
-        match &change {
-            Change::PutAttempts(identity, attempts) => {
-                self.batch
-                    .put(record::attempts_key(*identity), record::seal(attempts));
-            }
-            Change::RemoveAttempts(identity) => {
-                self.batch.remove(record::attempts_key(*identity));
-            }
-            Change::PutPending(identity) => {
-                self.batch
-                    .put(record::pending_key(*identity), record::seal(&()));
-            }
-            Change::RemovePending(identity) => {
-                self.batch.remove(record::pending_key(*identity));
+    impl Fixture {
+        async fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a temporary directory can be made");
+            let clock = Clock::manual(1_700_000_000_000);
+            let mut options = StoreOptions::new(dir.path());
+            options.clock = clock.clone();
+            let queue = QueueRetention {
+                name: "orders".to_owned(),
+                retention: RETENTION,
+            };
+            let opened = Store::open(&options, &[queue], &|_| ()).await;
+            let (store, committer, queues) = opened.expect("it opens");
+            Self {
+                store,
+                committer,
+                queue: queues[0],
+                clock,
+                _dir: dir,
             }
         }
-        self.changes.push(change);
+
+        async fn write(&mut self, records: impl Iterator<Item = Record>) {
+            let commits = records.map(|record| commit(self.queue, Some(record), Vec::new()));
+            self.committer.waiting.extend(commits);
+            while !self.committer.waiting.is_empty() {
+                self.committer
+                    .write_group()
+                    .await
+                    .expect("the disk is sound");
+            }
+        }
+
+        /// Ids in the index, bytes that count as live, and blocks on disk.
+        async fn contents(&self) -> (usize, u64, usize) {
+            let backend = &self.store.shared.backend;
+            let blocks = backend.scan(record::BLOCK_PREFIX, None, usize::MAX).await;
+            (
+                self.store.shared.index.len(),
+                self.committer.journal.live_bytes,
+                blocks.expect("it can be read").len(),
+            )
+        }
     }
 
-    const fn has_room_for_row(&self) -> bool {
-        self.batch.len() + self.blocks_count < BATCH_OPS_MAX - COLLECT_BLOCKS_MAX
+    fn commit(queue: QueueId, record: Option<Record>, rows: Vec<Change>) -> Commit {
+        Commit {
+            queue,
+            record,
+            rows,
+            submitted: Instant::now(),
+            on_persisted: Box::new(drop),
+        }
+    }
+
+    #[tokio::test]
+    async fn blocks_leave_after_their_retention_and_take_index_and_bytes_with_them() {
+        const PER_SECOND: u64 = 250;
+        let mut fixture = Fixture::new().await;
+        let mut disk_bytes_max = [0; 2];
+        for second in 0..480 {
+            let first = second * PER_SECOND;
+            fixture.write((first..first + PER_SECOND).map(record)).await;
+            fixture.clock.advance(Duration::from_secs(1));
+            let (ids, ..) = fixture.contents().await;
+            assert!(ids as u64 <= 61 * PER_SECOND, "{ids} ids after {second} s");
+            let half = &mut disk_bytes_max[second as usize / 240];
+            *half = fixture.store.shared.backend.disk_bytes().max(*half);
+        }
+        let [early, late] = disk_bytes_max;
+        println!("disk {early} {late}");
+        assert!(
+            late <= early * 3 / 2,
+            "the files grow: {early}, later {late} bytes"
+        );
+
+        fixture.clock.advance(RETENTION);
+        for _ in 0..100 {
+            fixture
+                .committer
+                .write_group()
+                .await
+                .expect("the disk is sound");
+        }
+        assert_eq!(fixture.contents().await, (0, 0, 0));
+        assert!(fixture.committer.journal.oldest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_20_000_records_leaves_within_few_groups() {
+        let mut fixture = Fixture::new().await;
+        fixture.write((0..20_000).map(record)).await;
+        fixture
+            .clock
+            .advance(RETENTION.saturating_sub(Duration::from_millis(1)));
+        fixture
+            .committer
+            .write_group()
+            .await
+            .expect("the disk is sound");
+        let (ids, _, blocks) = fixture.contents().await;
+        assert_eq!(ids, 20_000, "nothing leaves before its retention");
+        fixture.clock.advance(Duration::from_millis(1));
+        for _ in 0..blocks.div_ceil(COLLECT_BLOCKS_MAX) {
+            fixture
+                .committer
+                .write_group()
+                .await
+                .expect("the disk is sound");
+        }
+        assert_eq!(fixture.contents().await, (0, 0, 0));
     }
 }

@@ -5,6 +5,7 @@
 //! An entry is made when its record is durable, never before.
 
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::{DashMap, Entry};
 
@@ -19,6 +20,8 @@ pub(crate) struct Index {
     /// 16 bytes an entry; with the table's own byte and its load of 7/16 to 7/8, 20 to 39 bytes an id.
     blocks: DashMap<u64, u64, BuildHasherDefault<PassThrough>>,
     collided: DashMap<Identity, Location>,
+    /// Entries of `collided`, which is empty nearly always: asking the map itself locks all its shards.
+    collided_count: AtomicUsize,
 }
 
 impl Index {
@@ -27,16 +30,17 @@ impl Index {
         Self {
             blocks,
             collided: DashMap::new(),
+            collided_count: AtomicUsize::new(0),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.blocks.len() + self.collided.len()
+        self.blocks.len() + self.collided_count.load(Ordering::Acquire)
     }
 
     /// The block to look into.
     pub(crate) fn candidate(&self, identity: Identity) -> Option<Location> {
-        if !self.collided.is_empty()
+        if self.collided_count.load(Ordering::Acquire) > 0
             && let Some(found) = self.collided.get(&identity)
         {
             return Some(*found);
@@ -52,18 +56,21 @@ impl Index {
                 vacant.insert(location.bits());
             }
             Entry::Occupied(_) => {
-                self.collided.insert(identity, location);
+                if self.collided.insert(identity, location).is_none() {
+                    self.collided_count.fetch_add(1, Ordering::Release);
+                }
             }
         }
     }
 
     /// Forgets the identity if it is this block that holds it.
     pub(crate) fn remove(&self, identity: Identity, location: Location) {
-        if self
-            .collided
-            .remove_if(&identity, |_, found| *found == location)
-            .is_none()
+        let is_here = |_: &Identity, found: &Location| *found == location;
+        if self.collided_count.load(Ordering::Acquire) > 0
+            && self.collided.remove_if(&identity, is_here).is_some()
         {
+            self.collided_count.fetch_sub(1, Ordering::Release);
+        } else {
             self.blocks
                 .remove_if(&identity.hash64(), |_, bits| *bits == location.bits());
         }

@@ -17,7 +17,9 @@ use crate::clock::{Clock, duration_ms};
 use crate::identity::{HashKey, Identity};
 
 mod backend;
+mod collect;
 mod committer;
+mod group;
 mod index;
 mod inspect;
 mod open;
@@ -25,6 +27,8 @@ mod record;
 #[cfg(any(test, feature = "testkit"))]
 mod simulated;
 mod sled;
+#[cfg(test)]
+mod tests;
 
 pub use self::backend::StoreError;
 pub(crate) use self::committer::Committer;
@@ -36,7 +40,7 @@ pub use self::simulated::SimulatedDisk;
 
 use self::backend::Backend;
 use self::index::Index;
-use self::record::{Block, Location, QueueRow};
+use self::record::{Location, QueueRow};
 
 /// Memory of the index in bytes for one retained id, at worst; measured by `cargo bench --bench store`.
 pub const MEMORY_BYTES_PER_ID: u64 = 40;
@@ -158,16 +162,6 @@ impl Shared {
             reason: reason.into(),
         }
     }
-
-    /// The block at this place; `None` if it was collected.
-    async fn block(&self, location: Location) -> Result<Option<Block>, StoreError> {
-        let Some(value) = self.backend.get(&location.key()).await? else {
-            return Ok(None);
-        };
-        let block = record::unseal(&value)
-            .map_err(|error| self.damaged(format!("block {}: {error}", location.sequence())))?;
-        Ok(Some(block))
-    }
 }
 
 impl Store {
@@ -202,18 +196,18 @@ impl Store {
                     reason: "an earlier write failed".into(),
                 });
             }
-            match self.shared.block(location).await? {
-                Some(block) => {
-                    let committed_at_ms = block.committed_at_ms;
-                    let mut records = block.records.into_iter();
-                    let record = records.find(|record| record.identity == identity);
-                    let proof = Persisted(());
+            match self.shared.backend.get(&location.key()).await? {
+                Some(value) => {
+                    let found = record::find_in_block(&value, identity).map_err(|error| {
+                        self.shared
+                            .damaged(format!("block {}: {error}", location.sequence()))
+                    })?;
                     let retention_ms = self.retention_ms(location.queue());
-                    return Ok(record.map(|record| Found {
+                    return Ok(found.map(|(committed_at_ms, record)| Found {
                         record,
                         committed_at_ms,
                         retention_ms,
-                        proof,
+                        proof: Persisted(()),
                     }));
                 }
                 // Collected between the two looks: the index has forgotten it first.

