@@ -1,11 +1,11 @@
 //! Goal: whatever a producer sends, it ends as DESIGN.md section 6 says, and everything beside it is done.
 //!
-//! Method: the library's worker on a real broker, and the binary where the process itself is at stake. A plain client and a
-//! hand-written publisher arrange; what is asserted is what an operator finds: the dead-letter queue with all that the
-//! message carried, the empty input queue, the handler's runs, the log, the endpoint.
+//! Method: the library's worker on a real broker, and the binary where the process itself is at stake. A plain client
+//! and a hand-written publisher arrange; what is asserted is what an operator finds: the dead-letter queue with all
+//! that the message carried, the empty input queue, the handler's runs, the log, the endpoint.
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -67,7 +67,11 @@ struct Run {
 
 impl Recorder {
     fn runs(&self) -> Vec<Run> {
-        self.runs.lock().unwrap().clone()
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Run>> {
+        self.runs.lock().expect("nobody panics under it")
     }
 
     fn runs_of(&self, id: &str) -> Vec<Run> {
@@ -80,7 +84,7 @@ impl Recorder {
 impl Handler<Body> for Recorder {
     async fn handle(&self, cx: &mut Context, Body(body): Body) -> onceward::Result {
         let at = {
-            let mut runs = self.runs.lock().unwrap();
+            let mut runs = self.lock();
             runs.push(Run {
                 id: cx.id().as_bytes().to_vec(),
                 attempt: cx.attempt(),
@@ -96,7 +100,9 @@ impl Handler<Body> for Recorder {
             ("reject", why) => return Err(onceward::reject(why)),
             _ => {}
         }
-        self.runs.lock().unwrap()[at].ended = Some(Instant::now());
+        if let Some(run) = self.lock().get_mut(at) {
+            run.ended = Some(Instant::now());
+        }
         Ok(())
     }
 }
@@ -134,7 +140,7 @@ impl Scene {
         bound.await.expect("a binding");
         let mut options = QueueOptions::new("in");
         options.identity.key = vec![Source::Header("x-key".to_owned())];
-        options.retry.max_attempts = NonZeroU32::new(3).unwrap();
+        options.retry.max_attempts = NonZeroU32::MIN.saturating_add(2);
         options.retry.initial = Duration::from_millis(100);
         Self {
             client,

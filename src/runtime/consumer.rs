@@ -312,17 +312,16 @@ impl Consumer {
                     self.isolated = queue.options.prefetch.get();
                     Duration::from_millis(100)
                 } else {
-                    // Taken one by one, it was the head each time: once that can be read, the bad one is gone.
+                    // It was the head each time: once that can be read, the bad one is gone.
                     self.isolated = 1;
                     BLOCKED_DELAY
                 }
             }
             _ => self.reconnect.delay_after_loss(),
         };
-        let is_unreadable = matches!(error, BrokerError::Unreadable { .. });
-        if is_unreadable && self.unreadable >= UNREADABLE_MAX {
+        let unreadable = matches!(error, BrokerError::Unreadable { .. });
+        if unreadable && self.unreadable >= UNREADABLE_MAX {
             queue.metrics.blocked.set(1.0);
-            // Said once, not at each look.
             if self.unreadable == UNREADABLE_MAX {
                 error!(
                     queue = &*queue.name, error = %error,

@@ -1,12 +1,13 @@
 //! Takes the head of a queue as the bytes that it is: the way out for a message that the client library cannot parse.
 //!
-//! A minimal AMQP 0-9-1 client: one connection, one channel, one consumer that holds one message. It consumes rather than
-//! gets, because RabbitMQ refuses `basic.get` on a quorum queue with a single active consumer, and lets it reach behind a
-//! message that a worker holds on every other queue. Blocking, with a limit on every wait and on every length that the
-//! other side names: for a command, not for the runtime. The message stays the broker's until [`RawConnection::ack`];
-//! dropping the connection returns it. Refuses TLS.
+//! A minimal AMQP 0-9-1 client: one connection, one channel, one consumer that holds one message. It consumes rather
+//! than gets, because RabbitMQ refuses `basic.get` on a quorum queue with a single active consumer, and lets it reach
+//! behind a message that a worker holds on every other queue. Blocking, with a limit on every wait and on every length
+//! that the other side names: for a command, not for the runtime. The message stays the broker's until
+//! [`RawConnection::ack`]; dropping the connection returns it. Refuses TLS.
 
 mod content;
+mod method;
 mod wire;
 
 use std::io;
@@ -17,6 +18,12 @@ use tokio::time::Instant;
 
 use self::content::Cursor;
 pub(crate) use self::content::{Contents, contents};
+use self::method::{
+    BASIC_ACK, BASIC_CANCEL, BASIC_CONSUME, BASIC_CONSUME_OK, BASIC_DELIVER, BASIC_QOS,
+    BASIC_QOS_OK, CHANNEL_OPEN, CHANNEL_OPEN_OK, CONNECTION_CLOSE, CONNECTION_CLOSE_OK,
+    CONNECTION_OPEN, CONNECTION_OPEN_OK, CONNECTION_START, CONNECTION_START_OK, CONNECTION_TUNE,
+    CONNECTION_TUNE_OK, QUEUE_DECLARE, QUEUE_DECLARE_OK, long, short,
+};
 use self::wire::{FRAME_BYTES_FIRST, Wire};
 use super::AmqpOptions;
 
@@ -37,28 +44,8 @@ const FRAME_BODY: u8 = 3;
 
 const ACCESS_REFUSED: u16 = 403;
 
-/// A method of the protocol: class and number.
-type Method = (u16, u16);
-const CONNECTION_START: Method = (10, 10);
-const CONNECTION_START_OK: Method = (10, 11);
-const CONNECTION_TUNE: Method = (10, 30);
-const CONNECTION_TUNE_OK: Method = (10, 31);
-const CONNECTION_OPEN: Method = (10, 40);
-const CONNECTION_OPEN_OK: Method = (10, 41);
-const CONNECTION_CLOSE: Method = (10, 50);
-const CONNECTION_CLOSE_OK: Method = (10, 51);
-const CHANNEL_OPEN: Method = (20, 10);
-const CHANNEL_OPEN_OK: Method = (20, 11);
-const CHANNEL_CLOSE: Method = (20, 40);
-const QUEUE_DECLARE: Method = (50, 10);
-const QUEUE_DECLARE_OK: Method = (50, 11);
-const BASIC_QOS: Method = (60, 10);
-const BASIC_QOS_OK: Method = (60, 11);
-const BASIC_CONSUME: Method = (60, 20);
-const BASIC_CONSUME_OK: Method = (60, 21);
-const BASIC_CANCEL: Method = (60, 30);
-const BASIC_DELIVER: Method = (60, 60);
-const BASIC_ACK: Method = (60, 80);
+/// Our consumer's tag.
+const CONSUMER: &[u8] = b"quarantine";
 
 /// Reply code 200 and text "OK", of no method: how a connection is closed in good order.
 const GOODBYE: &[u8] = b"\x00\xc8\x02OK\x00\x00\x00\x00";
@@ -173,12 +160,17 @@ impl RawConnection {
     pub(crate) fn head(&mut self, queue: &str, deadline: Instant) -> Result<Head, RawError> {
         let queue = short(queue.as_bytes());
         let passive = [&[0, 0][..], &queue, &[1], &[0; 4]].concat();
-        self.wire
+        let declared = self
+            .wire
             .call(1, QUEUE_DECLARE, &passive, QUEUE_DECLARE_OK)?;
+        // Asked before: of a queue with a single active consumer only that one is counted, also when we stand by.
+        if !matches!(counts(&declared), Some((_, 0))) {
+            return Ok(Head::InUse);
+        }
         let one = [0, 0, 0, 0, 0, 1, 0];
         self.wire.call(1, BASIC_QOS, &one, BASIC_QOS_OK)?;
         // Exclusive, with acks; quorum queues ignore the first and have a single active consumer instead.
-        let consume = [&[0, 0][..], &queue, &[0], &[4], &[0; 4]].concat();
+        let consume = [&[0, 0][..], &queue, &short(CONSUMER), &[4], &[0; 4]].concat();
         match self.wire.call(1, BASIC_CONSUME, &consume, BASIC_CONSUME_OK) {
             Ok(_) => {}
             Err(RawError::Refused {
@@ -191,21 +183,17 @@ impl RawConnection {
         let mut empty = 0;
         loop {
             self.wire.send(1, QUEUE_DECLARE, &passive)?;
-            let declared = loop {
-                match self.wire.method()? {
-                    (BASIC_DELIVER, deliver) => return Ok(Head::Held(self.message(&deliver)?)),
-                    (QUEUE_DECLARE_OK, declared) => break declared,
-                    (BASIC_CANCEL, _) => {
-                        return Err(self.wire.protocol("it deleted the queue".to_owned()));
-                    }
-                    (other, _) => {
-                        return Err(self.wire.protocol(format!("it sent method {other:?}")));
-                    }
+            let declared = match self.wire.method()? {
+                (BASIC_DELIVER, deliver) => return Ok(Head::Held(self.message(&deliver)?)),
+                (QUEUE_DECLARE_OK, declared) => declared,
+                (BASIC_CANCEL, _) => {
+                    return Err(self.wire.protocol("it deleted the queue".to_owned()));
+                }
+                (other, _) => {
+                    return Err(self.wire.protocol(format!("it sent method {other:?}")));
                 }
             };
-            let mut declared = Cursor::new(&declared);
-            let counts = declared.short().and(declared.u32().zip(declared.u32()));
-            empty = match counts {
+            empty = match counts(&declared) {
                 Some((0, 0 | 1)) => empty + 1,
                 _ => 0,
             };
@@ -259,6 +247,9 @@ impl RawConnection {
 
     /// Acks the message and waits until the broker has read that; the connection is of no use afterwards.
     pub(crate) fn ack(&mut self, message: &RawMessage) -> Result<(), RawError> {
+        // The consumer goes first, without an answer: the ack would bring the next message, for nothing.
+        let cancel = [&short(CONSUMER)[..], &[1]].concat();
+        self.wire.send(1, BASIC_CANCEL, &cancel)?;
         let ack = [&message.tag.to_be_bytes()[..], &[0]].concat();
         self.wire.send(1, BASIC_ACK, &ack)?;
         self.close()
@@ -266,9 +257,14 @@ impl RawConnection {
 
     /// Closes the connection: a message that is not acked is back in its place then.
     pub(crate) fn close(&mut self) -> Result<(), RawError> {
-        self.wire
-            .call(0, CONNECTION_CLOSE, GOODBYE, CONNECTION_CLOSE_OK)?;
-        Ok(())
+        self.wire.send(0, CONNECTION_CLOSE, GOODBYE)?;
+        // What was on its way before is read and forgotten; an ack that is wrong would be told of before the end.
+        loop {
+            let method = self.wire.frame()?.method(&self.wire)?;
+            if let Some((CONNECTION_CLOSE_OK, _)) = method {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -284,12 +280,9 @@ fn parse_deliver(arguments: &[u8]) -> Option<RawMessage> {
     })
 }
 
-/// A short string; what is over 255 bytes is cut off, which no name that the broker knows is.
-fn short(text: &[u8]) -> Vec<u8> {
-    let text = text.get(..255).unwrap_or(text);
-    [&[text.len() as u8][..], text].concat()
-}
-
-fn long(bytes: &[u8]) -> Vec<u8> {
-    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+/// Messages that are ready and consumers, of a `queue.declare-ok`.
+fn counts(declared: &[u8]) -> Option<(u32, u32)> {
+    let mut cursor = Cursor::new(declared);
+    cursor.short()?;
+    cursor.u32().zip(cursor.u32())
 }

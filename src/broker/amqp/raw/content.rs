@@ -234,7 +234,8 @@ mod tests {
     use lapin::protocol::basic::parse_properties;
     use proptest::prelude::*;
 
-    use super::super::{long, parse_deliver, short};
+    use super::super::method::{long, short};
+    use super::super::parse_deliver;
     use super::*;
 
     fn message(flags: u16, properties: &[&[u8]]) -> RawMessage {

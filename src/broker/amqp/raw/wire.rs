@@ -1,14 +1,15 @@
 //! Frames of AMQP 0-9-1 over a plain socket, as bytes.
 //!
-//! Owns the limits: how long the broker may be silent, and how long a frame may be. A close by the broker, and anything that
-//! is no frame, is an error; heartbeats are skipped. Knows the layout of frames and methods, and no method but the closes.
+//! Owns the limits: how long the broker may be silent, and how long a frame may be. A close by the broker, and anything
+//! that is no frame, is an error; heartbeats are skipped. Knows the layout of frames, and no method but the closes.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
+use super::RawError;
 use super::content::Cursor;
-use super::{CHANNEL_CLOSE, CONNECTION_CLOSE, Method, RawError};
+use super::method::{CHANNEL_CLOSE, CONNECTION_CLOSE, Method};
 
 /// Longest wait for one answer, or for the next bytes of one.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -32,6 +33,30 @@ pub(super) struct Wire {
 pub(super) struct Frame {
     pub(super) kind: u8,
     pub(super) payload: Vec<u8>,
+}
+
+impl Frame {
+    /// Which method it is, with its arguments; `None` if it is part of a message.
+    pub(super) fn method(&self, wire: &Wire) -> Result<Option<(Method, Vec<u8>)>, RawError> {
+        if self.kind != FRAME_METHOD {
+            return Ok(None);
+        }
+        let mut cursor = Cursor::new(&self.payload);
+        let (Some(class), Some(method)) = (cursor.u16(), cursor.u16()) else {
+            return Err(wire.protocol("it sent a method without a number".to_owned()));
+        };
+        let arguments = cursor.rest();
+        if matches!((class, method), CONNECTION_CLOSE | CHANNEL_CLOSE) {
+            let mut reason = Cursor::new(arguments);
+            let (code, text) = (reason.u16(), reason.short());
+            return Err(RawError::Refused {
+                address: wire.address.clone(),
+                code: code.unwrap_or_default(),
+                text: crate::message::escape(text.unwrap_or_default()),
+            });
+        }
+        Ok(Some(((class, method), arguments.to_vec())))
+    }
 }
 
 impl Wire {
@@ -69,24 +94,10 @@ impl Wire {
     /// The next method; a close by the broker is an error.
     pub(super) fn method(&mut self) -> Result<(Method, Vec<u8>), RawError> {
         let frame = self.frame()?;
-        if frame.kind != FRAME_METHOD {
-            return Err(self.protocol(format!("it sent a frame of type {} unasked", frame.kind)));
+        match frame.method(self)? {
+            Some(method) => Ok(method),
+            None => Err(self.protocol(format!("it sent a frame of type {} unasked", frame.kind))),
         }
-        let mut cursor = Cursor::new(&frame.payload);
-        let (Some(class), Some(method)) = (cursor.u16(), cursor.u16()) else {
-            return Err(self.protocol("it sent a method without a number".to_owned()));
-        };
-        let arguments = cursor.rest();
-        if matches!((class, method), CONNECTION_CLOSE | CHANNEL_CLOSE) {
-            let mut reason = Cursor::new(arguments);
-            let (code, text) = (reason.u16(), reason.short());
-            return Err(RawError::Refused {
-                address: self.address.clone(),
-                code: code.unwrap_or_default(),
-                text: crate::message::escape(text.unwrap_or_default()),
-            });
-        }
-        Ok(((class, method), arguments.to_vec()))
     }
 
     /// The next frame that is no heartbeat.
