@@ -286,3 +286,62 @@ fn counts(declared: &[u8]) -> Option<(u32, u32)> {
     cursor.short()?;
     cursor.u32().zip(cursor.u32())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a peer that says these bytes, whatever it is told, is taken for.
+    fn met(bytes: &[u8]) -> RawError {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let options = AmqpOptions::new(&format!("amqp://u:s3cret@{address}/%2f"));
+        let options = options.expect("a good url");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let (mut stream, _) = listener.accept().expect("connected");
+                // The other side may be gone before it has heard and said all.
+                let _ = stream.read(&mut [0; 8]);
+                let _ = stream.write_all(bytes);
+            });
+            RawConnection::open(&options).expect_err("no broker")
+        })
+    }
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        [&[kind, 0, 0][..], &long(payload), &[0xce]].concat()
+    }
+
+    #[test]
+    fn a_peer_that_is_no_broker_is_an_error_that_says_so() {
+        let close = [&[0, 10, 0, 50, 1, 0x93][..], &short(b"no \x1b"), &[0; 4]].concat();
+        for (bytes, said) in [
+            (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "frame of"),
+            (vec![1, 0, 0, 0xff, 0xff, 0xff, 0xff], "frame of 4294967295"),
+            (vec![1, 0, 0, 0, 0, 0, 0, 0], "without an end"),
+            (frame(1, &[0]), "without a number"),
+            (frame(1, &[0, 10, 0, 30]), "(10, 30) instead of (10, 10)"),
+            (frame(3, b"body"), "type 3 unasked"),
+            (frame(1, &close), "403 no \\u{1b}"),
+            (Vec::new(), "closed the connection"),
+        ] {
+            let text = met(&bytes).to_string();
+            assert!(text.contains(said), "{said} is not in {text}");
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_peer_may_say_any_bytes(bytes: Vec<u8>, tune: Vec<u8>) {
+            met(&bytes);
+            met(&[frame(8, &[]), frame(1, &[0, 10, 0, 10]), frame(1, &[&[0, 10, 0, 30], &tune[..]].concat())].concat());
+        }
+    }
+}
