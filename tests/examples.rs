@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 #[allow(
-    unreachable_pub,
     missing_docs,
     clippy::indexing_slicing,
     reason = "a crate of its own to each test file"

@@ -3,6 +3,8 @@
 //! The ledger is the downstream queue: it says which ids arrived, under which outgoing ids, in which order. The seed
 //! of the moments is printed; `ONCEWARD_SEED=… cargo test --test kill` takes it again.
 
+#![expect(clippy::indexing_slicing, reason = "a panic is how a test fails")]
+
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 

@@ -6,10 +6,12 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use onceward::{
-    Body, Clock, Context, Declare, HandleError, Handler, HeaderValue, Health, MemoryBroker,
-    Message, OUTGOING_ID_HEADER, OnConflict, Options, Properties, QueueOptions, Retry, RunError,
-    SimulatedDisk, Source, StoreOptions, Worker, reject, retry_after,
+    Body, Broker, BrokerError, Clock, Context, Declare, HandleError, Handler, HeaderValue, Health,
+    MemoryBroker, Message, OUTGOING_ID_HEADER, OnConflict, Options, Properties, PublishChannel,
+    QueueOptions, Retry, RunError, Scope, Session, SimulatedDisk, Source, StoreOptions,
+    Subscription, Worker, reject, retry_after,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -124,13 +126,22 @@ impl World {
         }
     }
 
-    fn start(&self) -> Running {
+    fn store_options(&self) -> Options {
         let mut store = StoreOptions::new("simulated");
         store.simulated = Some(self.disk.clone());
         store.clock = self.clock.clone();
         store.size_bytes_max = self.size_bytes_max;
-        let options = Options::with_broker(Arc::new(self.broker.clone()), store);
-        let worker = Worker::new(options).queue_with(self.options.clone(), self.recorder.clone());
+        Options::with_broker(Arc::new(self.broker.clone()), store)
+    }
+
+    fn worker(&self) -> Worker {
+        Worker::new(self.store_options())
+    }
+
+    fn start(&self) -> Running {
+        let worker = self
+            .worker()
+            .queue_with(self.options.clone(), self.recorder.clone());
         let health = worker.health();
         let (stop, stopped) = oneshot::channel();
         #[expect(clippy::disallowed_methods, reason = "the test owns and joins it")]
@@ -378,10 +389,7 @@ async fn a_body_that_does_not_decode_dies_on_its_first_attempt() {
     }
     let world = World::new();
     world.publish("a", "k", "{}");
-    let mut store = StoreOptions::new("simulated");
-    store.simulated = Some(world.disk.clone());
-    let options = Options::with_broker(Arc::new(world.broker.clone()), store);
-    let worker = Worker::new(options).queue_with(world.options.clone(), never);
+    let worker = world.worker().queue_with(world.options.clone(), never);
     let settled = async { world.settled().await };
     worker.run_until(settled).await.expect("a clean drain");
     let letters = world.dead_letters();
@@ -608,4 +616,211 @@ async fn two_workers_on_one_store_are_refused() {
         "{second:?}"
     );
     first.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_id_that_two_queues_share_runs_once() {
+    let mut world = World::new();
+    world.options.identity.scope = Scope::Global;
+    world.disk.set_sync_delay(Duration::from_millis(100));
+    let other = QueueOptions {
+        queue: "other".to_owned(),
+        dead_letter: "other.dead".to_owned(),
+        ..world.options.clone()
+    };
+    world.broker.declare("other");
+    world.publish("a", "k", "slow 50");
+    let message = world.broker.take_all(QUEUE).remove(0);
+    for queue in [QUEUE, "other"] {
+        let routing_key = queue.to_owned();
+        assert!(world.broker.publish(Message {
+            routing_key,
+            ..(*message).clone()
+        }));
+    }
+    let worker = world
+        .worker()
+        .queue_with(world.options.clone(), world.recorder.clone())
+        .queue_with(other, world.recorder.clone());
+    let settled = async {
+        while world.broker.stats().acked < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    worker.run_until(settled).await.expect("a clean drain");
+    assert_eq!(world.recorder.ids(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_registered_once() {
+    let world = World::new();
+    let worker = world
+        .worker()
+        .queue_with(world.options.clone(), world.recorder.clone())
+        .queue_with(world.options.clone(), world.recorder.clone());
+    let ended = worker.run_until(std::future::pending()).await;
+    assert!(
+        matches!(&ended, Err(RunError::Twice { queue }) if queue == QUEUE),
+        "{ended:?}"
+    );
+}
+
+/// Panics wherever the runtime touches it: when it is dropped with a cut-off attempt, and when it is shown.
+struct Spiteful;
+
+impl Drop for Spiteful {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped");
+    }
+}
+
+#[derive(Debug)]
+struct Unshowable;
+
+impl std::fmt::Display for Unshowable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("shown")
+    }
+}
+
+impl std::error::Error for Unshowable {}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_destructor_or_in_an_error_s_text_is_an_attempt() {
+    async fn spiteful(cx: &mut Context, _: Body) -> onceward::Result {
+        if cx.id().as_bytes() == b"drop" {
+            let _spiteful = Spiteful;
+            sleep(Duration::from_secs(3600)).await;
+        }
+        Err(Unshowable)?
+    }
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::MIN;
+    world.publish("drop", "a", "");
+    world.publish("show", "b", "");
+    let worker = world.worker().queue_with(world.options.clone(), spiteful);
+    worker
+        .run_until(world.settled())
+        .await
+        .expect("a clean drain");
+    let errors = world.dead_letters();
+    let errors: Vec<_> = errors
+        .iter()
+        .map(|letter| letter.text("x-onceward-error"))
+        .collect();
+    assert_eq!(
+        errors,
+        [
+            "the handler panicked: shown",
+            "the handler panicked: dropped"
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_without_end_are_no_overflow() {
+    let mut world = World::new();
+    world.options.timeout = Duration::MAX;
+    world.publish("a", "k", "");
+    let mut options = world.store_options();
+    options.drain = Duration::MAX;
+    let worker = Worker::new(options).queue_with(world.options.clone(), world.recorder.clone());
+    worker
+        .run_until(world.settled())
+        .await
+        .expect("a clean drain");
+    assert_eq!(world.recorder.ids(), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_ordering_key_does_not_cost_the_message_its_id() {
+    let world = World::new();
+    for _ in 0..2 {
+        let headers = BTreeMap::from([("key".to_owned(), HeaderValue::Float(1.5))]);
+        let message_id = Some("a".to_owned());
+        let properties = Properties {
+            message_id,
+            headers,
+            ..Properties::default()
+        };
+        let routing_key = QUEUE.to_owned();
+        assert!(world.broker.publish(Message {
+            routing_key,
+            properties,
+            ..Message::default()
+        }));
+    }
+    let worker = world.start();
+    world.settled().await;
+    let letters = world.dead_letters();
+    assert_eq!(letters.len(), 1, "the twin is a duplicate: {letters:?}");
+    assert_eq!(letters[0].reason(), "bad-id");
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_is_remembered_for_a_twin_too() {
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::new(3).expect("not zero");
+    world.publish("a", "k", "fail 9");
+    let worker = world.start();
+    sleep(Duration::from_millis(100)).await;
+    worker.kill(&world).await;
+    // The broker lost the message, and its producer publishes it again: it looks new.
+    let message = world.broker.take_all(QUEUE).remove(0);
+    world.clock.advance(Duration::from_secs(20 * 24 * 3600));
+    assert!(world.broker.publish(message));
+    let worker = world.start();
+    world.settled().await;
+    let attempts: Vec<_> = world
+        .recorder
+        .runs()
+        .iter()
+        .map(|run| run.attempt)
+        .collect();
+    assert_eq!(attempts, [1, 2, 3]);
+    worker.drain().await.expect("a clean drain");
+}
+
+/// Consumes as the inner broker does, and never gets a message out.
+struct Blocked(MemoryBroker);
+
+impl Broker for Blocked {
+    fn consume<'a>(
+        &'a self,
+        subscription: &'a Subscription,
+    ) -> BoxFuture<'a, Result<Session, BrokerError>> {
+        self.0.consume(subscription)
+    }
+
+    fn publish_channel(&self) -> BoxFuture<'_, Result<Box<dyn PublishChannel>, BrokerError>> {
+        Box::pin(std::future::pending())
+    }
+
+    fn address(&self) -> String {
+        "blocked".to_owned()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_without_an_id_do_not_pile_up_while_nothing_can_be_published() {
+    let world = World::new();
+    for _ in 0..100 {
+        world.publish("", "", "x");
+    }
+    let mut options = world.store_options();
+    options.broker = Arc::new(Blocked(world.broker.clone()));
+    options.drain = Duration::from_secs(1);
+    let worker = Worker::new(options).queue_with(world.options.clone(), world.recorder.clone());
+    let lossy = async {
+        let metrics = tokio::runtime::Handle::current().metrics();
+        for loss in 0..10 {
+            sleep(Duration::from_secs(60)).await;
+            let alive = metrics.num_alive_tasks();
+            assert!(alive < 110, "{alive} tasks after {loss} losses");
+            world.broker.disconnect_all();
+        }
+    };
+    worker.run_until(lossy).await.expect("a clean drain");
+    assert_eq!(world.broker.depth(QUEUE), (100, 0));
 }

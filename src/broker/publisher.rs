@@ -141,6 +141,8 @@ pub(crate) struct PublisherTask {
     broker: Arc<dyn Broker>,
     /// Queues that must exist before anything is published.
     queues: BTreeSet<String>,
+    /// Those of them that could not be made sure of on the last channel.
+    refused: BTreeSet<String>,
     requests: mpsc::Receiver<Request>,
     channel: Option<Box<dyn PublishChannel>>,
     reconnect: Reconnect,
@@ -154,6 +156,7 @@ impl PublisherTask {
         let task = Self {
             broker,
             queues,
+            refused: BTreeSet::new(),
             requests,
             channel: None,
             reconnect: Reconnect::default(),
@@ -167,7 +170,7 @@ impl PublisherTask {
         self.queues = queues;
     }
 
-    /// Runs until `stopping`, then answers what was asked before.
+    /// Runs until `stopping`; requests that wait then are answered with [`PublishError::Closed`].
     pub(crate) async fn run(mut self, stopping: CancellationToken) {
         let mut group = Vec::with_capacity(GROUP_MAX);
         loop {
@@ -198,8 +201,9 @@ impl PublisherTask {
                 .zip(&messages)
                 .any(|(outcome, message)| self.lost_queue(outcome, message))
             {
-                // Somebody deleted a queue that we need: a new channel makes it again.
+                // Somebody deleted a queue that we need, or it could not be made: a new channel tries again.
                 self.channel = None;
+                self.refused.clear();
             }
             for (request, outcome) in group.drain(..).zip(published) {
                 // The requester may be gone by now; the message is out, under its stable id.
@@ -248,20 +252,34 @@ impl PublisherTask {
         &mut self,
         messages: &[Arc<Message>],
     ) -> Result<Vec<Published>, BrokerError> {
-        if self.channel.is_none() {
-            let mut channel = self.broker.publish_channel().await?;
-            for queue in &self.queues {
-                channel.ensure_queue(queue).await?;
+        let channel = match &mut self.channel {
+            Some(channel) => channel,
+            None => {
+                let channel = self.open().await?;
+                self.channel.insert(channel)
             }
-            info!(broker = %self.broker.address(), "publishing connection is open");
-            self.channel = Some(channel);
-        }
-        let Some(channel) = &mut self.channel else {
-            return Ok(Vec::new());
         };
         let published = channel.publish(messages).await?;
         self.reconnect.connected();
         self.health.clear(PART);
         Ok(published)
+    }
+
+    async fn open(&mut self) -> Result<Box<dyn PublishChannel>, BrokerError> {
+        let mut channel = self.broker.publish_channel().await?;
+        for queue in &self.queues {
+            if self.refused.contains(queue) {
+                continue;
+            }
+            if let Err(error) = channel.ensure_queue(queue).await {
+                // Not again on the next channel: one queue that cannot be made is not to stop all publishing. What
+                // is meant for it comes back as unroutable, and is a fault of whoever sent it.
+                warn!(queue, error = %error, "a queue that is published to cannot be made sure of");
+                self.refused.insert(queue.clone());
+                return Err(error);
+            }
+        }
+        info!(broker = %self.broker.address(), "publishing connection is open");
+        Ok(channel)
     }
 }

@@ -24,7 +24,7 @@ use crate::store::{DeadNote, Outcome, Persisted, Reason, StoreError};
 /// The store's: nothing of the worker may go on then.
 pub(crate) async fn run(queue: Arc<Queue>, first: Admitted) -> Result<(), StoreError> {
     let key = first.key.clone();
-    let mut next = Some(first);
+    let mut next = Some(Box::new(first));
     while let Some(message) = next {
         if queue.draining.is_cancelled() {
             queue.release(message.identity);
@@ -32,7 +32,7 @@ pub(crate) async fn run(queue: Arc<Queue>, first: Admitted) -> Result<(), StoreE
             let span = message_span(&queue, &message);
             work_off(&queue, message).instrument(span).await?;
         }
-        next = queue.next(&key);
+        next = queue.next(&key).map(Box::new);
     }
     Ok(())
 }
@@ -49,7 +49,7 @@ enum Verdict {
     Unconfirmed { note: Box<DeadNote>, attempts: u32 },
 }
 
-async fn work_off(queue: &Arc<Queue>, mut message: Admitted) -> Result<(), StoreError> {
+async fn work_off(queue: &Arc<Queue>, mut message: Box<Admitted>) -> Result<(), StoreError> {
     if let Some(locks) = &queue.shared_identities {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
     }
@@ -79,7 +79,7 @@ async fn work_off(queue: &Arc<Queue>, mut message: Admitted) -> Result<(), Store
     Ok(())
 }
 
-async fn work_off_new(queue: &Arc<Queue>, mut message: Admitted) {
+async fn work_off_new(queue: &Arc<Queue>, mut message: Box<Admitted>) {
     let recorded = message.identity;
     if let Some((reason, error)) = message.defect.take() {
         outcome(reason.name());
@@ -107,7 +107,7 @@ async fn work_off_new(queue: &Arc<Queue>, mut message: Admitted) {
 }
 
 /// A known id with another body: on record under an identity of its own, so that it too ends once.
-async fn work_off_conflict(queue: &Arc<Queue>, message: Admitted) -> Result<(), StoreError> {
+async fn work_off_conflict(queue: &Arc<Queue>, message: Box<Admitted>) -> Result<(), StoreError> {
     outcome("conflict");
     queue.metrics.conflicts.increment(1);
     let recorded = queue

@@ -14,7 +14,7 @@ use crate::store::{Change, Commit, Outcome, Record};
 use crate::telemetry::QueueMetrics;
 
 /// Commits a message whose handler has finished.
-pub(crate) async fn done(queue: &Arc<Queue>, message: Admitted, attempts: u32) {
+pub(crate) async fn done(queue: &Arc<Queue>, message: Box<Admitted>, attempts: u32) {
     let record = record(&message, message.identity, attempts, Outcome::Done);
     let has_row = queue.store.attempts(message.identity).is_some();
     let rows = if has_row {
@@ -31,7 +31,7 @@ pub(crate) async fn done(queue: &Arc<Queue>, message: Admitted, attempts: u32) {
 /// Commits what ends a message in any other way.
 pub(crate) async fn settled(
     queue: &Arc<Queue>,
-    message: Admitted,
+    message: Box<Admitted>,
     record: Option<Record>,
     rows: Vec<Change>,
 ) {
@@ -55,14 +55,14 @@ pub(crate) fn record(
 
 async fn hand_in(
     queue: &Arc<Queue>,
-    message: Admitted,
+    message: Box<Admitted>,
     record: Option<Record>,
     rows: Vec<Change>,
     count: fn(&QueueMetrics),
 ) {
     let Admitted {
         identity, shared, ..
-    } = message;
+    } = *message;
     let counted = queue.count_commit();
     let commit = Commit {
         queue: queue.id,

@@ -32,7 +32,7 @@ pub(crate) struct Death {
 
 /// A message on its way to the dead-letter queue.
 pub(crate) struct Burial {
-    pub(crate) message: Admitted,
+    pub(crate) message: Box<Admitted>,
     /// The identity that its record is under; that of a conflict is not the message's own.
     pub(crate) recorded: Identity,
     pub(crate) note: Box<DeadNote>,
@@ -44,7 +44,7 @@ pub(crate) struct Burial {
 /// Boxed, as [`confirm`] is: few messages die, and every actor's task would be several times as large.
 pub(crate) fn bury(
     queue: &Arc<Queue>,
-    message: Admitted,
+    message: Box<Admitted>,
     recorded: Identity,
     death: Death,
 ) -> BoxFuture<'_, ()> {

@@ -40,7 +40,7 @@ pub use self::simulated::SimulatedDisk;
 
 use self::backend::Backend;
 use self::index::Index;
-use self::record::{Location, QueueRow};
+use self::record::QueueRow;
 
 /// Memory of the index in bytes for one retained id, at worst; measured by `cargo bench --bench store`.
 pub const MEMORY_BYTES_PER_ID: u64 = 40;
@@ -243,8 +243,11 @@ impl Store {
     ///
     /// Waits if the committer is far behind. After a failure of the store the commit is dropped, uncalled.
     pub(crate) async fn commit(&self, commit: Commit) {
-        // The committer is gone after a failed write, and with it every hope of an acknowledgement.
-        let _ = self.commits.send(commit).await;
+        // Boxed where it has to wait, which is rare: every actor's task would be several times as large.
+        if let Err(mpsc::error::TrySendError::Full(commit)) = self.commits.try_send(commit) {
+            // The committer is gone after a failed write, and with it every hope of an acknowledgement.
+            let _ = Box::pin(self.commits.send(commit)).await;
+        }
     }
 
     /// Commits rows without a record and waits until they are durable; `None` after a failure of the store.

@@ -5,9 +5,9 @@
 //! measurements teach: one tree, batches of at most 256 operations and 384 KiB, values of at most 4 KiB, no
 //! `flush_async`, no transactions, no `drop_tree`, no use after an error.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -23,6 +23,9 @@ use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
 const LOCK_TRIES: u32 = 25;
 const LOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// Locked by the process that has the store open.
+const LOCK: &str = "onceward.lock";
+
 /// Made when the store's first commit is on disk: a directory with it and without our rows has lost them.
 const MARKER: &str = "onceward.store";
 
@@ -30,6 +33,8 @@ const MARKER: &str = "onceward.store";
 pub(crate) struct SledBackend {
     path: PathBuf,
     db: sled::Db,
+    /// Held for life: one process a store.
+    _lock: File,
     /// Dropped before the thread is joined, which ends it.
     writer: Option<SyncSender<Write>>,
     thread: Option<JoinHandle<()>>,
@@ -47,11 +52,10 @@ impl SledBackend {
             path: path.to_owned(),
             reason: format!("{what}: {error}"),
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| unusable("making the directory", &error))?;
+        let made =
+            make_directory(path).map_err(|error| unusable("making the directory", &error))?;
+        // Ours before sled's: what is cleaned up next may be another process's work in progress.
+        let lock = lock(path)?;
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
         let db = open_unlocked(path, cache_bytes)?;
         if path.join(MARKER).exists() && db.is_empty() {
@@ -61,7 +65,7 @@ impl SledBackend {
                 reason,
             });
         }
-        let log = sync_all_files(path).map_err(|error| unusable("syncing it", &error))?;
+        let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
         // One write at a time: the committer waits for each, the second place only saves it a wait.
         let (writer, writes) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -74,6 +78,7 @@ impl SledBackend {
         Ok(Self {
             path: path.to_owned(),
             db,
+            _lock: lock,
             writer: Some(writer),
             thread: Some(thread),
         })
@@ -147,6 +152,56 @@ impl Backend for SledBackend {
     }
 }
 
+/// Makes the directory and all above it that are missing; gives those that got a new entry.
+fn make_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let parents = path.ancestors().skip(1).map(|parent| {
+        if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        }
+    });
+    let mut made = Vec::new();
+    for (directory, parent) in path.ancestors().zip(parents) {
+        made.push(parent.to_owned());
+        if directory.exists() || parent.exists() {
+            break;
+        }
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    Ok(made)
+}
+
+/// Takes the store for this process; after a kill -9 the system may hold the lock for a moment.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let unusable = |error: io::Error| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("locking it: {error}"),
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path.join(LOCK))
+        .map_err(unusable)?;
+    for attempt in 1.. {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if attempt < LOCK_TRIES => {
+                std::thread::sleep(LOCK_RETRY_DELAY);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+    }
+    Ok(file)
+}
+
 /// A crash while sled opens leaves a half-written snapshot, which its next open takes for a damaged one (issues 1527,
 /// 1533). It holds nothing that the log does not.
 fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
@@ -201,10 +256,10 @@ fn is_locked(error: &sled::Error) -> bool {
         if error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock"))
 }
 
-/// Makes the files themselves durable once, and gives the log's descriptor for all later syncs.
+/// Makes the files themselves and the way to them durable once, and gives the log's descriptor for all later syncs.
 ///
 /// It stays open for life: an error of writing back is reported once, to descriptors that were open then.
-fn sync_all_files(path: &Path) -> io::Result<File> {
+fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
     let log = OpenOptions::new()
         .read(true)
         .write(true)
@@ -218,11 +273,9 @@ fn sync_all_files(path: &Path) -> io::Result<File> {
         }
     }
     File::open(path)?.sync_all()?;
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        Some(_) | None => Path::new("."),
-    };
-    File::open(parent)?.sync_all()?;
+    for parent in made {
+        File::open(parent)?.sync_all()?;
+    }
     Ok(log)
 }
 

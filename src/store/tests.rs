@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::{Batch, VALUE_BYTES_MAX};
+use super::record::Location;
 use super::record::{FORMAT, Meta};
 use super::sled::SledBackend;
 use super::*;

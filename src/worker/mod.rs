@@ -7,3 +7,4 @@ pub(crate) mod admin;
 pub mod cli;
 pub mod config;
 pub(crate) mod deliver;
+mod url;

@@ -5,12 +5,11 @@
 //! it.
 
 use std::fmt;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, Exit, complain, print};
 use crate::identity::Scope;
 use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
 use crate::worker::config::units::{approximate_size, format_duration, format_size};
@@ -22,9 +21,6 @@ const BYTES_PER_ID: BytesPerId = BytesPerId {
     memory: 40,
     disk: 120,
 };
-
-const EXIT_USAGE: u8 = 2;
-const EXIT_CONFIGURATION: u8 = 78;
 
 /// Check the configuration, and reckon memory and disk
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -55,14 +51,14 @@ pub fn run(args: &CheckArgs) -> ExitCode {
                 print(&errors_as_json(&errors));
             }
             complain(&errors);
-            return ExitCode::from(EXIT_CONFIGURATION);
+            return Exit::Configuration.into();
         }
     };
     let report = match estimate(&config, &args.rate, BYTES_PER_ID) {
         Ok(estimate) => Report::new(&config, &estimate),
         Err(problem) => {
             complain(&format_args!("--rate: {problem}"));
-            return ExitCode::from(EXIT_USAGE);
+            return Exit::Usage.into();
         }
     };
     if args.json {
@@ -74,15 +70,6 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         complain(&format_args!("warning: {warning}"));
     }
     ExitCode::SUCCESS
-}
-
-/// A reader that has gone away, such as `head`, is no failure of the check.
-fn print(text: &dyn fmt::Display) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
-}
-
-fn complain(text: &dyn fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// What a good configuration says.

@@ -107,10 +107,11 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
             outcome,
             attempts,
             fingerprint,
+            committed_at_ms,
+            expires_at_ms,
             dead_letter_pending,
-            ..
         } => {
-            let (committed, expires) = times(found);
+            let (committed, expires) = (time(*committed_at_ms), time(*expires_at_ms));
             let ended = match outcome {
                 Outcome::Done => "done".to_owned(),
                 Outcome::Dead(note) => {
@@ -153,10 +154,11 @@ fn as_json(found: &Inspection) -> serde_json::Value {
             outcome,
             attempts,
             fingerprint,
+            committed_at_ms,
+            expires_at_ms,
             dead_letter_pending,
-            ..
         } => {
-            let (committed, expires) = times(found);
+            let (committed, expires) = (time(*committed_at_ms), time(*expires_at_ms));
             let mut json = json!({
                 "known": true, "outcome": "done", "when": committed, "expires": expires,
                 "attempts": attempts, "fingerprint": fingerprint,
@@ -180,18 +182,6 @@ fn as_json(found: &Inspection) -> serde_json::Value {
             "known": false, "attempts": attempts, "first_seen": time(*first_seen_ms),
         }),
         Inspection::Unknown => json!({ "known": false }),
-    }
-}
-
-/// When it ended and when it may be forgotten.
-fn times(found: &Inspection) -> (String, String) {
-    match found {
-        Inspection::Known {
-            committed_at_ms,
-            expires_at_ms,
-            ..
-        } => (time(*committed_at_ms), time(*expires_at_ms)),
-        Inspection::Unfinished { .. } | Inspection::Unknown => (String::new(), String::new()),
     }
 }
 

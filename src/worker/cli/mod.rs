@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 pub mod check;
+mod demo;
 mod inspect;
 mod logging;
 mod publish;
@@ -23,6 +24,8 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Show the promise under fire: twins, lost connections and crashes, with nothing to install
+    Demo(demo::DemoArgs),
     /// Consume the configured queues and hand each new message to its target
     Run(run::RunArgs),
     /// Check the configuration, and reckon memory and disk
@@ -40,6 +43,7 @@ enum Command {
 pub(crate) enum Exit {
     Ok = 0,
     Failed = 1,
+    Usage = 2,
     Unreachable = 69,
     Store = 74,
     Configuration = 78,
@@ -55,6 +59,7 @@ impl From<Exit> for ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     match <Cli as clap::Parser>::parse().command {
+        Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Publish(args) => publish::run(&args),
@@ -63,7 +68,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Tells on standard error why a command failed; a reader that has gone away is no failure of its own.
+/// Tells on standard error why a command failed, or what to beware of; a reader that has gone away is no failure.
 pub(crate) fn complain(text: &dyn std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr().lock(), "onceward: {text}");

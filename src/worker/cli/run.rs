@@ -16,9 +16,9 @@ use crate::broker::{AmqpBroker, AmqpOptions, Broker, MemoryBroker};
 use crate::options::Options;
 use crate::runtime::{RunError, Worker};
 use crate::worker::admin;
-use crate::worker::config::{BrokerConfig, Config, Deliver};
+use crate::worker::config::{BrokerConfig, Config};
 use crate::worker::deliver::{
-    Command, CommandOptions, Exchange, ExchangeOptions, Http, HttpOptions, Log, Target, http_client,
+    ClientError, Command, Exchange, Http, Log, Target, TargetOptions, http_client,
 };
 
 /// How long handlers that block a thread may hold up the exit.
@@ -131,43 +131,23 @@ async fn start(config: Config, broker: Arc<dyn Broker>) -> anyhow::Result<Result
 }
 
 fn target(
-    deliver: Deliver,
+    options: TargetOptions,
     worker: &Worker,
     http: &mut Option<reqwest::Client>,
-) -> anyhow::Result<Target> {
-    Ok(match deliver {
-        Deliver::Http { url, headers } => {
+) -> Result<Target, ClientError> {
+    Ok(match options {
+        TargetOptions::Http(options) => {
             // Made only if needed: with TLS it reads the system's certificates.
             let client = match http {
                 Some(client) => client.clone(),
                 None => http.insert(http_client()?).clone(),
             };
-            let headers = headers
-                .into_iter()
-                .map(|(name, value)| (name, value.expose().to_owned()));
-            let options = HttpOptions {
-                url: url.expose().to_owned(),
-                headers: headers.collect(),
-            };
-            Target::Http(Http::new(&options, client)?)
+            Target::Http(Http::new(options, client))
         }
-        Deliver::Command {
-            argv,
-            output_bytes_max,
-        } => Target::Command(Command::new(CommandOptions {
-            argv,
-            output_bytes_max,
-        })?),
-        Deliver::Exchange {
-            exchange,
-            routing_key,
-        } => {
-            let options = ExchangeOptions {
-                exchange,
-                routing_key,
-            };
-            Target::Exchange(Exchange::new(options, worker.publisher())?)
+        TargetOptions::Command(options) => Target::Command(Command::new(options)),
+        TargetOptions::Exchange(options) => {
+            Target::Exchange(Exchange::new(options, worker.publisher()))
         }
-        Deliver::Log => Target::Log(Log),
+        TargetOptions::Log => Target::Log(Log),
     })
 }

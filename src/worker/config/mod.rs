@@ -14,7 +14,6 @@ mod secret;
 mod sources;
 mod tree;
 pub mod units;
-mod url;
 mod values;
 
 use std::io;
@@ -22,17 +21,18 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::deliver::Deliver;
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::log::{LogConfig, LogFormat};
 pub use self::queue::QueueConfig;
 pub use self::secret::Secret;
 pub use self::sources::VARIABLE_PREFIX;
+pub use crate::worker::deliver::{CommandOptions, ExchangeOptions, HttpOptions, TargetOptions};
 
 use self::error::{Errors, Origin};
 use self::read::Section;
 use self::tree::Node;
 use crate::store::StoreOptions;
+use crate::worker::url;
 
 /// Everything that the stock worker can be told.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl BrokerConfig {
     /// The address for people: without user and password.
     #[must_use]
     pub fn address(&self) -> String {
-        url::shown(self.url.expose())
+        url::shown_broker(self.url.expose())
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::num::NonZero;
 use std::time::Duration;
 
-use super::deliver::Deliver;
+use super::deliver;
 use super::read::Section;
 use super::tree::Node;
 use super::units::format_duration;
@@ -16,6 +16,7 @@ use crate::backoff::Retry;
 use crate::broker::{Declare, Owner};
 use crate::identity::{OnMissingId, Scope, Source};
 use crate::options::{OnConflict, QueueOptions};
+use crate::worker::deliver::TargetOptions;
 
 /// One table `[queues.NAME]`.
 #[derive(Clone, Debug)]
@@ -25,7 +26,7 @@ pub struct QueueConfig {
     /// What is consumed and how.
     pub options: QueueOptions,
     /// Where messages go.
-    pub deliver: Deliver,
+    pub deliver: TargetOptions,
 }
 
 /// Shortest timeout and retention that mean anything.
@@ -59,9 +60,9 @@ pub(crate) fn read_queues(queues: &Section<'_>, defaults: &QueueOptions) -> Vec<
             );
         }
         table_of_queue.insert(queue, queues.path_of(name));
-        let deliver = Deliver::read(&mut section, &options.queue);
+        let target = deliver::read(&mut section, &options.queue);
         section.finish();
-        if let Some(deliver) = deliver {
+        if let Some(deliver) = target {
             read.push(QueueConfig {
                 name: name.to_owned(),
                 options,

@@ -5,6 +5,7 @@ use super::*;
 use crate::broker::{Declare, Owner};
 use crate::identity::{OnMissingId, Scope, Source};
 use crate::options::{OnConflict, QueueOptions};
+use crate::worker::deliver::{HttpHeaders, HttpUrl};
 
 const REPOSITORY_FILE: &str = include_str!("../../../config.toml");
 
@@ -145,22 +146,23 @@ fn every_target_is_read() {
         deliver = { type = "exchange", exchange = "", routing_key = "elsewhere" }
     "#;
     let config = load(file).unwrap();
-    let targets: Vec<&Deliver> = config.queues.iter().map(|queue| &queue.deliver).collect();
+    let targets: Vec<&TargetOptions> = config.queues.iter().map(|queue| &queue.deliver).collect();
     let [
-        Deliver::Http { url, headers },
-        command,
+        TargetOptions::Http(http),
+        TargetOptions::Command(command),
         exchange,
         default_exchange,
     ] = targets[..]
     else {
         panic!("{targets:?}");
     };
-    assert_eq!(url.expose(), "http://localhost/x");
-    assert_eq!(headers[..], [("x-token".to_owned(), Secret::new("t"))]);
-    assert_eq!(
-        format!("{command:?}"),
-        r#"Command { argv: ["/bin/cat", "-n"], output_bytes_max: 65536 }"#
-    );
+    let mut headers = HttpHeaders::default();
+    headers.add("x-token", "t").unwrap();
+    let url = HttpUrl::parse("http://localhost/x").unwrap();
+    assert_eq!(*http, HttpOptions { url, headers });
+    let argv = ["/bin/cat", "-n"].map(str::to_owned).to_vec();
+    assert_eq!(*command, CommandOptions::new(argv).unwrap());
+    assert_eq!(command.output_bytes_max, 64 << 10);
     assert_eq!(exchange.to_string(), r#"exchange "clean""#);
     assert_eq!(
         default_exchange.to_string(),
@@ -275,7 +277,7 @@ fn environment_wins_over_the_file_and_set_over_both() {
     );
     assert_eq!(orders.options.timeout, Duration::from_secs(3));
     assert_eq!(orders.options.retry.max_attempts.get(), 4);
-    assert!(matches!(orders.deliver, Deliver::Log));
+    assert!(matches!(orders.deliver, TargetOptions::Log));
     assert_eq!(third.options.queue, "a=b");
     assert_eq!(
         (bills.name.as_str(), bills.options.queue.as_str()),
@@ -348,6 +350,13 @@ fn wrong_targets_say_what_they_need() {
     assert_eq!(
         header("Idempotency-Key", "'hunter2'"),
         "deliver.headers.Idempotency-Key: set by onceward itself; remove it here"
+    );
+    assert_eq!(
+        one("{ type = 'http', url = '/x', headers = { Host = 'a', x-a = 'a', X-A = 'b' } }"),
+        "deliver.headers.Host: set by onceward itself; remove it here\n\
+         deliver.headers.x-a: written twice: upper and lower case are one name\n\
+         deliver.url: not a URL (relative URL without a base); \
+         write for example http://127.0.0.1:8080/hook"
     );
     assert!(header("'a b'", "'hunter2'").contains("\"a b\": not the name of a HTTP header"));
     assert!(!header("authorization", "\"hunter2\\u0001\"").contains("hunter2"));
@@ -491,15 +500,12 @@ fn the_commented_targets_of_the_repository_s_file_work() {
 fn the_commented_command_says_the_default_of_its_output() {
     let argv = "deliver = { type = 'command', argv = ['x'] }";
     let config = load(&format!("[queues.orders]\n{argv}")).unwrap();
-    let Deliver::Command {
-        output_bytes_max, ..
-    } = config.queues[0].deliver
-    else {
+    let TargetOptions::Command(command) = &config.queues[0].deliver else {
         panic!("{config:?}");
     };
     let written = format!(
         "max_output = \"{}\"",
-        units::format_size(output_bytes_max as u64)
+        units::format_size(command.output_bytes_max as u64)
     );
     assert!(REPOSITORY_FILE.contains(&written), "{written}");
 }

@@ -101,24 +101,32 @@ pub(crate) fn number(min: f64) -> impl Fn(&Node) -> Result<f64, String> {
     }
 }
 
+/// A text with a unit; `noun` is what it is, with examples of it.
+fn quantity<T>(
+    node: &Node,
+    noun: &str,
+    examples: &str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<T, String> {
+    match &node.value {
+        Value::String(text) => parse(text),
+        Value::Integer(number) => Err(format!(
+            "{number} has no unit; write for example {examples}"
+        )),
+        other => {
+            let found = other.type_name();
+            Err(format!(
+                "must be a {noun} such as {examples}, found {found}"
+            ))
+        }
+    }
+}
+
 /// A duration of at least `min`.
 pub(crate) fn duration(min: Duration) -> impl Fn(&Node) -> Result<Duration, String> {
     move |node| {
-        let duration = match &node.value {
-            Value::String(text) => units::parse_duration(text)?,
-            Value::Integer(number) => {
-                let examples = units::DURATION_EXAMPLES;
-                return Err(format!(
-                    "{number} has no unit; write for example {examples}"
-                ));
-            }
-            other => {
-                let (found, examples) = (other.type_name(), units::DURATION_EXAMPLES);
-                return Err(format!(
-                    "must be a duration such as {examples}, found {found}"
-                ));
-            }
-        };
+        let examples = units::DURATION_EXAMPLES;
+        let duration = quantity(node, "duration", examples, units::parse_duration)?;
         if duration < min || duration > DURATION_MAX {
             return Err(format!(
                 "must be from {} to {}, found {}",
@@ -134,19 +142,7 @@ pub(crate) fn duration(min: Duration) -> impl Fn(&Node) -> Result<Duration, Stri
 /// A size from `min` to `max`, in bytes.
 pub(crate) fn size(min: u64, max: u64) -> impl Fn(&Node) -> Result<u64, String> {
     move |node| {
-        let bytes = match &node.value {
-            Value::String(text) => units::parse_size(text)?,
-            Value::Integer(number) => {
-                let examples = units::SIZE_EXAMPLES;
-                return Err(format!(
-                    "{number} has no unit; write for example {examples}"
-                ));
-            }
-            other => {
-                let (found, examples) = (other.type_name(), units::SIZE_EXAMPLES);
-                return Err(format!("must be a size such as {examples}, found {found}"));
-            }
-        };
+        let bytes = quantity(node, "size", units::SIZE_EXAMPLES, units::parse_size)?;
         let found = units::format_size(bytes);
         if bytes < min {
             return Err(format!(

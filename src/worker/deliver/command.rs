@@ -5,6 +5,7 @@
 //! command that cannot be started. Runs no shell, and does not pursue processes that leave the group (`setsid`).
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::pin::pin;
@@ -18,7 +19,6 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdin};
 use tracing::debug;
 
-use super::TargetError;
 use super::tail::Tail;
 use crate::message::escape;
 use crate::{Body, Context, Handler, Result, reject};
@@ -32,23 +32,39 @@ const PIPES_AFTER_EXIT: Duration = Duration::from_millis(500);
 
 /// Options of the target `command`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CommandOptions {
-    /// The program and its arguments; a program without a slash is looked up in `PATH`.
-    pub(crate) argv: Vec<String>,
-    /// Most bytes kept of stdout and of stderr each: the last ones, the rest is read and dropped.
+pub struct CommandOptions {
+    /// Never empty; one without a slash is looked up in `PATH`.
+    program: String,
+    arguments: Vec<String>,
+    /// Most bytes kept of stdout and of stderr each, default 64 KiB: the last ones, the rest is read and dropped.
     pub(crate) output_bytes_max: usize,
 }
 
 impl CommandOptions {
-    /// Finds what is wrong without building anything.
-    pub(crate) fn check(&self) -> Result<(), TargetError> {
-        if self.argv.first().is_none_or(String::is_empty) {
-            return Err(TargetError::new("argv", "names no program"));
+    /// Most that `output_bytes_max` may be.
+    pub(crate) const OUTPUT_BYTES_LIMIT: u64 = 16 << 20;
+
+    /// Takes the program and its arguments; says what is wrong with them.
+    pub(crate) fn new(argv: Vec<String>) -> Result<Self, String> {
+        if argv.iter().any(|argument| argument.contains('\0')) {
+            return Err("has a NUL character, which no argument can have".to_owned());
         }
-        if self.argv.iter().any(|argument| argument.contains('\0')) {
-            return Err(TargetError::new("argv", "has a NUL byte"));
+        let mut argv = argv.into_iter();
+        match argv.next() {
+            Some(program) if !program.is_empty() => Ok(Self {
+                program,
+                arguments: argv.collect(),
+                output_bytes_max: 64 << 10,
+            }),
+            _ => Err("names no program".to_owned()),
         }
-        Ok(())
+    }
+}
+
+/// The program only: arguments can be secrets.
+impl fmt::Display for CommandOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.program)
     }
 }
 
@@ -61,23 +77,18 @@ pub(crate) struct Command {
 }
 
 impl Command {
-    pub(crate) fn new(options: CommandOptions) -> Result<Self, TargetError> {
-        options.check()?;
+    pub(crate) fn new(options: CommandOptions) -> Self {
         let hidden = std::env::vars_os()
             .map(|(name, _)| name)
             .filter(|name| name.as_bytes().starts_with(b"ONCEWARD_"))
             .collect();
-        Ok(Self { options, hidden })
-    }
-
-    fn program(&self) -> &str {
-        self.options.argv.first().map_or("", String::as_str)
+        Self { options, hidden }
     }
 
     fn command(&self, cx: &Context) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new(self.program());
+        let mut command = tokio::process::Command::new(&self.options.program);
         command
-            .args(self.options.argv.iter().skip(1))
+            .args(&self.options.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -102,11 +113,11 @@ impl Command {
 
     async fn run(&self, cx: &Context, body: Body) -> Result<Finished, CommandError> {
         let mut running = Running::start(self.command(cx)).map_err(|source| {
-            let program = self.program().to_owned();
+            let program = self.options.program.clone();
             CommandError::Start { program, source }
         })?;
         let failed = |source| {
-            let program = self.program().to_owned();
+            let program = self.options.program.clone();
             CommandError::Io { program, source }
         };
         let mut stdout = Tail::new(self.options.output_bytes_max);
@@ -157,7 +168,7 @@ impl Handler<Body> for Command {
             return Ok(());
         }
         let error = CommandError::Exit {
-            program: self.program().to_owned(),
+            program: self.options.program.clone(),
             status,
             errors: stderr.last_lines(),
         };
@@ -262,11 +273,7 @@ mod tests {
     fn target(script: &str, arguments: &[&Path]) -> Command {
         let mut argv = ["/bin/sh", "-c", script, "sh"].map(str::to_owned).to_vec();
         argv.extend(arguments.iter().map(|path| path.display().to_string()));
-        Command::new(CommandOptions {
-            argv,
-            output_bytes_max: 4096,
-        })
-        .expect("legal options")
+        Command::new(CommandOptions::new(argv).expect("a program"))
     }
 
     fn context() -> Context {
@@ -336,11 +343,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_is_not_there_is_tried_again() {
-        let options = CommandOptions {
-            argv: vec!["/nowhere/handle".to_owned()],
-            output_bytes_max: 16,
-        };
-        let target = Command::new(options).expect("legal options");
+        let options = CommandOptions::new(vec!["/nowhere/handle".to_owned()]);
+        let target = Command::new(options.expect("a program"));
         let verdict: Verdict = target.handle(&mut context(), Body("".into())).await.into();
         let text = "command \"/nowhere/handle\" cannot be started: \
                     No such file or directory (os error 2)";
@@ -437,11 +441,7 @@ mod tests {
     #[test]
     fn options_without_a_program_are_refused() {
         for argv in [vec![], vec![String::new()], vec!["a\0".to_owned()]] {
-            let options = CommandOptions {
-                argv,
-                output_bytes_max: 0,
-            };
-            assert_eq!(options.check().unwrap_err().option, "argv");
+            assert!(CommandOptions::new(argv).is_err());
         }
     }
 }

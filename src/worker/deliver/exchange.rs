@@ -1,15 +1,14 @@
 //! Delivers a message by publishing it to another exchange, confirmed, under an id that never changes.
 //!
 //! Done means that the broker has it in every queue it was routed to. The id is derived from the inbound one, so an
-//! attempt that is made again after a crash publishes a twin that the next hop recognizes. Refuses to publish to the
+//! attempt that is made again after a crash publishes a twin that the next hop recognizes. No options send to the
 //! queue that the message came from: each copy would have a new id, for ever.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::message::{HeaderValue, Message};
-use crate::{Body, Context, Handler, OUTGOING_ID_HEADER, Publisher, Result, reject};
-
-use super::TargetError;
+use crate::{Body, Context, Handler, OUTGOING_ID_HEADER, Publisher, Result};
 
 /// Header with the message-id that the message had when it came in.
 const ORIGIN_ID_HEADER: &str = "x-onceward-origin-id";
@@ -22,29 +21,39 @@ const ROUTING_HEADERS: [&str; 2] = ["CC", "BCC"];
 
 /// Options of the target `exchange`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct ExchangeOptions {
-    /// The exchange; empty for the default one, which needs a routing key (a queue's name).
-    pub(crate) exchange: String,
-    /// The routing key; the inbound message's if `None`.
-    pub(crate) routing_key: Option<String>,
+pub struct ExchangeOptions {
+    /// Empty for the default exchange; then there is a routing key, and it is not the own queue's.
+    exchange: String,
+    /// The inbound message's if `None`.
+    routing_key: Option<String>,
 }
 
 impl ExchangeOptions {
-    /// Finds what is wrong without building anything.
-    pub(crate) fn check(&self) -> Result<(), TargetError> {
-        let name_bytes_max = 255;
-        if self.exchange.len() > name_bytes_max {
-            return Err(TargetError::new("exchange", "longer than 255 bytes"));
+    /// Takes names that AMQP can carry, for messages of `queue`; says what is wrong with the routing key.
+    pub(crate) fn new(
+        exchange: String,
+        routing_key: Option<String>,
+        queue: &str,
+    ) -> Result<Self, String> {
+        // The default exchange routes by queue name, and what came over it still has this queue's name on it.
+        if exchange.is_empty() && routing_key.as_deref().is_none_or(|key| key == queue) {
+            let problem =
+                "would send messages back to the queue they come from; name another queue";
+            return Err(problem.to_owned());
         }
+        Ok(Self {
+            exchange,
+            routing_key,
+        })
+    }
+}
+
+impl fmt::Display for ExchangeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.exchange)?;
         match &self.routing_key {
-            Some(key) if key.len() > name_bytes_max => {
-                Err(TargetError::new("routing_key", "longer than 255 bytes"))
-            }
-            None if self.exchange.is_empty() => Err(TargetError::new(
-                "routing_key",
-                "missing; the default exchange needs the name of a queue here",
-            )),
-            _ => Ok(()),
+            Some(routing_key) => write!(f, ", routing key {routing_key:?}"),
+            None => Ok(()),
         }
     }
 }
@@ -56,9 +65,8 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(options: ExchangeOptions, publisher: Publisher) -> Result<Self, TargetError> {
-        options.check()?;
-        Ok(Self { options, publisher })
+    pub(crate) const fn new(options: ExchangeOptions, publisher: Publisher) -> Self {
+        Self { options, publisher }
     }
 
     /// The inbound message as it goes out: other target, id and origin; the rest as it came.
@@ -92,19 +100,8 @@ impl Exchange {
 impl Handler<Body> for Exchange {
     async fn handle(&self, cx: &mut Context, body: Body) -> Result {
         let message = self.outgoing(cx, body);
-        if message.exchange.is_empty() && message.routing_key == cx.queue() {
-            return Err(reject(ExchangeError::Loop {
-                queue: message.routing_key,
-            }));
-        }
         Ok(self.publisher.publish(Arc::new(message)).await?)
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ExchangeError {
-    #[error("the exchange target would publish to queue {queue:?}, where the message came from")]
-    Loop { queue: String },
 }
 
 #[cfg(test)]
@@ -137,13 +134,14 @@ mod tests {
         }
     }
 
+    fn options(exchange: &str, key: Option<&str>) -> Result<ExchangeOptions, String> {
+        ExchangeOptions::new(exchange.to_owned(), key.map(str::to_owned), "orders")
+    }
+
     impl Fixture {
         async fn deliver(&self, exchange: &str, key: Option<&str>, cx: &mut Context) -> Verdict {
-            let options = ExchangeOptions {
-                exchange: exchange.to_owned(),
-                routing_key: key.map(str::to_owned),
-            };
-            let target = Exchange::new(options, self.publisher.clone()).expect("legal options");
+            let options = options(exchange, key).expect("another queue");
+            let target = Exchange::new(options, self.publisher.clone());
             let body = Body(cx.message().body.clone());
             target.handle(cx, body).await.into()
         }
@@ -213,14 +211,18 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_message_is_never_published_to_the_queue_it_came_from() {
-        let fixture = fixture();
-        fixture.broker.declare("orders");
-        let mut cx = Context::for_tests(inbound());
-        let verdict = fixture.deliver("", Some("orders"), &mut cx).await;
-        assert!(matches!(verdict, Verdict::Reject(_)), "{verdict:?}");
-        assert_eq!(fixture.broker.depth("orders"), (0, 0));
+    #[test]
+    fn no_options_send_to_the_queue_that_messages_come_from() {
+        for key in [None, Some("orders")] {
+            assert!(options("", key).is_err(), "{key:?}");
+        }
+        for (exchange, key) in [
+            ("", Some("out")),
+            ("clean", None),
+            ("clean", Some("orders")),
+        ] {
+            assert!(options(exchange, key).is_ok(), "{exchange} {key:?}");
+        }
     }
 
     #[tokio::test]
@@ -230,14 +232,5 @@ mod tests {
         let mut cx = Context::for_tests(inbound());
         let verdict = fixture.deliver("", Some("out"), &mut cx).await;
         assert!(matches!(verdict, Verdict::Retry(..)), "{verdict:?}");
-    }
-
-    #[test]
-    fn the_default_exchange_needs_a_routing_key() {
-        let options = ExchangeOptions {
-            exchange: String::new(),
-            routing_key: None,
-        };
-        assert_eq!(options.check().unwrap_err().option, "routing_key");
     }
 }

@@ -6,15 +6,15 @@
 //! outside visible ASCII (`%` and space too), so decoding gives back the exact bytes. Error texts never show the
 //! url's user, password or query. Keeps no time: the runtime drops an attempt that takes too long.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Response, StatusCode, Url};
 
-use super::{TargetError, trace};
+use super::trace;
 use crate::message::escape;
+use crate::worker::url;
 use crate::{Body, Context, Handler, Result, reject, retry_after};
 
 /// Longest delay that `Retry-After` can ask for: the message stays unacknowledged all that time.
@@ -30,99 +30,93 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 
 /// Headers that the target sets itself, or that belong to the connection.
-const RESERVED_HEADERS: [&str; 14] = [
+const RESERVED_HEADERS: [&str; 11] = [
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
+    "host",
     "idempotency-key",
     "te",
     "traceparent",
     "tracestate",
     "transfer-encoding",
     "upgrade",
-    "x-onceward-attempt",
-    "x-onceward-id",
-    "x-onceward-key",
-    "x-onceward-queue",
 ];
 
+const RESERVED_HEADER_PREFIX: &str = "x-onceward-";
+
 /// Options of the target `http`.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct HttpOptions {
-    /// `http://` or, with the feature `tls`, `https://`; user and password are sent as basic authorization.
-    pub(crate) url: String,
-    /// Headers sent with every message, by name.
-    pub(crate) headers: BTreeMap<String, String>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpOptions {
+    /// Where to; user and password are sent as basic authorization.
+    pub(crate) url: HttpUrl,
+    /// Sent with every message.
+    pub(crate) headers: HttpHeaders,
 }
 
-/// Shows no secret: neither the url's nor a header's value.
-impl fmt::Debug for HttpOptions {
+impl fmt::Display for HttpOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let url = Url::parse(&self.url).map(shown);
-        f.debug_struct("HttpOptions")
-            .field("url", &url.as_deref().unwrap_or("not a url"))
-            .field("headers", &self.headers.keys())
-            .finish()
+        self.url.fmt(f)
     }
 }
 
-impl HttpOptions {
-    /// Finds what is wrong without building anything.
-    pub(crate) fn check(&self) -> Result<(), TargetError> {
-        self.parse_url()?;
-        self.parse_headers()?;
+/// A url that this binary can POST to; shown without user, password and query, which may be secret.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct HttpUrl(Url);
+
+impl HttpUrl {
+    /// Reads `http://` or, with the feature `tls`, `https://`; the problem repeats nothing of the text.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        url::parse_http(text, cfg!(feature = "tls")).map(Self)
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&url::shown(&self.0))
+    }
+}
+
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Headers that a user may set, each once; `Debug` shows no value, as tokens are among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HttpHeaders(HeaderMap);
+
+impl HttpHeaders {
+    /// Takes one more; the problem, if there is one, repeats nothing of the value.
+    pub(crate) fn add(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let name =
+            HeaderName::try_from(name).map_err(|_| "not the name of a HTTP header".to_owned())?;
+        let text = name.as_str();
+        if RESERVED_HEADERS.contains(&text) || text.starts_with(RESERVED_HEADER_PREFIX) {
+            return Err("set by onceward itself; remove it here".to_owned());
+        }
+        if self.0.contains_key(&name) {
+            return Err("written twice: upper and lower case are one name".to_owned());
+        }
+        let mut value = HeaderValue::try_from(value)
+            .map_err(|_| "not a value for a HTTP header: it has control characters".to_owned())?;
+        value.set_sensitive(true);
+        self.0.insert(name, value);
         Ok(())
-    }
-
-    fn parse_url(&self) -> Result<Url, TargetError> {
-        let wrong = |problem: String| TargetError::new("url", problem);
-        let url = Url::parse(&self.url).map_err(|error| wrong(format!("not a url: {error}")))?;
-        match url.scheme() {
-            "http" => Ok(url),
-            "https" if cfg!(feature = "tls") => Ok(url),
-            "https" => Err(wrong(
-                "https needs a build with the feature `tls`".to_owned(),
-            )),
-            other => Err(wrong(format!("scheme {other:?} is neither http nor https"))),
-        }
-    }
-
-    fn parse_headers(&self) -> Result<HeaderMap, TargetError> {
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
-        for (name, value) in &self.headers {
-            // The value may be a secret, so it is in no text.
-            let wrong = |problem| TargetError::new("headers", format!("{name:?} {problem}"));
-            let parsed = HeaderName::try_from(name).map_err(|_| wrong("is no header name"))?;
-            if RESERVED_HEADERS.contains(&parsed.as_str()) {
-                return Err(wrong("is set by onceward itself"));
-            }
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| wrong("has a value that is no header value"))?;
-            value.set_sensitive(true);
-            headers.insert(parsed, value);
-        }
-        Ok(headers)
     }
 }
 
 /// The target `http`.
 pub(crate) struct Http {
+    options: HttpOptions,
     client: Client,
-    url: Url,
-    url_shown: String,
-    headers: HeaderMap,
 }
 
 impl Http {
-    pub(crate) fn new(options: &HttpOptions, client: Client) -> Result<Self, TargetError> {
-        let url = options.parse_url()?;
-        Ok(Self {
-            client,
-            url_shown: shown(url.clone()),
-            url,
-            headers: options.parse_headers()?,
-        })
+    pub(crate) const fn new(options: HttpOptions, client: Client) -> Self {
+        Self { options, client }
     }
 
     fn request_headers(&self, cx: &Context) -> Result<HeaderMap, HttpError> {
@@ -141,7 +135,7 @@ impl Http {
             ("x-onceward-attempt", Some(cx.attempt().to_string())),
             ("x-onceward-queue", visible(cx.queue().as_bytes())),
         ];
-        let mut headers = self.headers.clone();
+        let mut headers = self.options.headers.0.clone();
         for (name, text) in ours {
             let Some(text) = text else { continue };
             let value = HeaderValue::from_str(&text).map_err(|_| HttpError::Header {
@@ -162,7 +156,7 @@ impl Http {
             return Ok(());
         }
         let error = HttpError::Status {
-            url: self.url_shown.clone(),
+            url: self.options.url.clone(),
             status,
             excerpt,
         };
@@ -180,11 +174,11 @@ impl Handler<Body> for Http {
         let headers = self.request_headers(cx).map_err(reject)?;
         let request = self
             .client
-            .post(self.url.clone())
+            .post(self.options.url.0.clone())
             .headers(headers)
             .body(body.0);
         let response = request.send().await.map_err(|error| HttpError::Send {
-            url: self.url_shown.clone(),
+            url: self.options.url.clone(),
             // Its own text would show the query.
             source: error.without_url(),
         })?;
@@ -197,23 +191,16 @@ enum HttpError {
     #[error("property {name} cannot be sent as a header: {text:?}")]
     Header { name: &'static str, text: String },
     #[error("http target {url} did not answer")]
-    Send { url: String, source: reqwest::Error },
+    Send {
+        url: HttpUrl,
+        source: reqwest::Error,
+    },
     #[error("http target {url} answered {status}{}{excerpt}", if excerpt.is_empty() { "" } else { ": " })]
     Status {
-        url: String,
+        url: HttpUrl,
         status: StatusCode,
         excerpt: String,
     },
-}
-
-/// The url without what may be secret in it.
-fn shown(mut url: Url) -> String {
-    // Fails only for urls without a host, which have no user either.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.into()
 }
 
 fn is_retryable(status: StatusCode) -> bool {
@@ -291,6 +278,12 @@ mod tests {
 
     type Answer = (StatusCode, Vec<(&'static str, &'static str)>, &'static str);
 
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/hook", listener.local_addr().expect("bound"));
+        (listener, url)
+    }
+
     async fn receiver(answer: Answer) -> Receiver {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let requests = Arc::clone(&seen);
@@ -305,8 +298,7 @@ mod tests {
             });
             (status, headers.collect::<HeaderMap>(), body)
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/hook", listener.local_addr().expect("bound"));
+        let (listener, url) = listener().await;
         let mut server = JoinSet::new();
         server.spawn(async move {
             let served = axum::serve(listener, Router::new().fallback(hook)).await;
@@ -321,13 +313,13 @@ mod tests {
 
     fn options(url: &str) -> HttpOptions {
         HttpOptions {
-            url: url.to_owned(),
-            headers: BTreeMap::new(),
+            url: HttpUrl::parse(url).expect("a url"),
+            headers: HttpHeaders::default(),
         }
     }
 
     fn target(options: &HttpOptions) -> Http {
-        Http::new(options, http_client().expect("a client")).expect("legal options")
+        Http::new(options.clone(), http_client().expect("a client"))
     }
 
     async fn deliver(options: &HttpOptions, cx: &mut Context) -> Verdict {
@@ -376,9 +368,7 @@ mod tests {
         cx.key = Some(Key::new("k\u{e9}".as_bytes()));
         cx.attempt = 3;
         let mut options = options(&receiver.url.replace("http://", "http://u:p@"));
-        options
-            .headers
-            .insert("X-Api".to_owned(), "secret".to_owned());
+        options.headers.add("X-Api", "secret").expect("ours");
         assert_eq!(deliver(&options, &mut cx).await, Verdict::Done);
         let (mut headers, body) = receiver.seen.lock().unwrap().remove(0);
         assert_eq!(body, "b\0dy");
@@ -505,9 +495,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound");
         drop(listener);
-        let options = options(&format!(
-            "http://user:pass@{address}/hook?token=secret#part"
-        ));
+        let url = format!("http://user:pass@{address}/hook?token=secret");
+        let mut options = options(&url);
+        options.headers.add("x-api", "secret").expect("ours");
         let verdict = deliver(&options, &mut Context::for_tests(Message::default())).await;
         let Verdict::Retry(text, None) = verdict else {
             panic!("{verdict:?}");
@@ -528,8 +518,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_cut_before_the_answer_is_a_retry() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let (listener, url) = listener().await;
         let options = options(&url);
         let mut cx = Context::for_tests(Message::default());
         let (verdict, ()) = tokio::join!(deliver(&options, &mut cx), async {
@@ -541,8 +530,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_is_used_again_also_if_the_body_comes_after_the_status() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let (listener, url) = listener().await;
         let mut server = JoinSet::new();
         server.spawn(async move {
             let (mut connection, _) = listener.accept().await.expect("a connection");
@@ -567,8 +555,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_never_ends_does_not_hold_up_the_verdict() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}/", listener.local_addr().expect("bound"));
+        let (listener, url) = listener().await;
         let mut server = JoinSet::new();
         server.spawn(async move {
             let (mut connection, _) = listener.accept().await.expect("a connection");
@@ -599,19 +586,22 @@ mod tests {
     }
 
     #[test]
-    fn wrong_options_are_refused_by_name() {
-        let wrong = |url: &str, header: &str, value: &str| {
-            let mut options = options(url);
-            options.headers.insert(header.to_owned(), value.to_owned());
-            options.check().map_err(|error| error.option)
-        };
-        assert_eq!(wrong("http://h/", "x-api", "a"), Ok(()));
-        assert_eq!(wrong("ftp://h/", "x-api", "a"), Err("url"));
-        assert_eq!(wrong("/hook", "x-api", "a"), Err("url"));
-        let tls = wrong("https://h/", "x-api", "a");
-        assert_eq!(tls.is_ok(), cfg!(feature = "tls"));
-        assert_eq!(wrong("http://h/", "x api", "a"), Err("headers"));
-        assert_eq!(wrong("http://h/", "x-api", "a\nb"), Err("headers"));
-        assert_eq!(wrong("http://h/", "Idempotency-Key", "a"), Err("headers"));
+    fn only_urls_and_headers_that_can_be_sent_are_options() {
+        assert!(HttpUrl::parse("http://h/").is_ok());
+        assert_eq!(HttpUrl::parse("https://h/").is_ok(), cfg!(feature = "tls"));
+        for bad in ["ftp://h/", "/hook"] {
+            assert!(HttpUrl::parse(bad).is_err(), "{bad}");
+        }
+        let mut headers = HttpHeaders::default();
+        assert_eq!(headers.add("x-api", "a"), Ok(()));
+        for (name, value) in [
+            ("X-Api", "again"),
+            ("x api", "a"),
+            ("x-other", "a\nb"),
+            ("Idempotency-Key", "a"),
+            ("X-Onceward-What-Comes", "a"),
+        ] {
+            assert!(headers.add(name, value).is_err(), "{name}: {value:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Where the stock worker takes a message: an HTTP endpoint, a command, another exchange, or the log.
 //!
-//! Owns the choice among the targets; each target is a handler of raw bodies in a file of its own. Options are
-//! checked when a target is built, so a running target never fails on its own configuration. Nothing here decides
+//! Owns the choice among the targets; each target is a handler of raw bodies in a file of its own, beside
+//! its options. Options are checked when they are made, so a target can be built of any of them. Nothing here decides
 //! about retries beyond saying retry or reject: delays, attempts and timeouts are the runtime's.
 
 mod client;
@@ -12,10 +12,15 @@ mod log;
 mod tail;
 mod trace;
 
-pub(crate) use self::client::http_client;
-pub(crate) use self::command::{Command, CommandOptions};
-pub(crate) use self::exchange::{Exchange, ExchangeOptions};
-pub(crate) use self::http::{Http, HttpOptions};
+use std::fmt;
+
+pub(crate) use self::client::{ClientError, http_client};
+pub(crate) use self::command::Command;
+pub use self::command::CommandOptions;
+pub(crate) use self::exchange::Exchange;
+pub use self::exchange::ExchangeOptions;
+pub use self::http::HttpOptions;
+pub(crate) use self::http::{Http, HttpHeaders, HttpUrl};
 pub(crate) use self::log::Log;
 use crate::{Body, Context, Handler, Result};
 
@@ -38,21 +43,27 @@ impl Handler<Body> for Target {
     }
 }
 
-/// An option that no target can be built with.
-#[derive(Debug, thiserror::Error)]
-#[error("{option}: {problem}")]
-pub(crate) struct TargetError {
-    /// Name of the option as configuration writes it.
-    pub(crate) option: &'static str,
-    /// What is wrong with its value.
-    pub(crate) problem: String,
+/// The options of one target: what a queue's `deliver` is read to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetOptions {
+    /// POSTs the body.
+    Http(HttpOptions),
+    /// Starts a command with the body on stdin.
+    Command(CommandOptions),
+    /// Publishes to an exchange.
+    Exchange(ExchangeOptions),
+    /// Logs a line.
+    Log,
 }
 
-impl TargetError {
-    fn new(option: &'static str, problem: impl Into<String>) -> Self {
-        Self {
-            option,
-            problem: problem.into(),
+/// For people: nothing secret is in it.
+impl fmt::Display for TargetOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(options) => write!(f, "http {options}"),
+            Self::Command(options) => write!(f, "command {options}"),
+            Self::Exchange(options) => write!(f, "exchange {options}"),
+            Self::Log => f.write_str("log"),
         }
     }
 }

@@ -8,36 +8,48 @@ use reqwest::Url;
 /// The URL of the in-process broker.
 pub(crate) const MEMORY: &str = "memory:";
 
+/// What URLs of one protocol look like.
+struct Protocol {
+    name: &'static str,
+    scheme: &'static str,
+    tls_scheme: &'static str,
+    wanted: &'static str,
+}
+
+const AMQP: Protocol = Protocol {
+    name: "AMQP",
+    scheme: "amqp",
+    tls_scheme: "amqps",
+    wanted: "write amqp://user:password@host:5672/%2f, with special characters as %XX",
+};
+
+const HTTP: Protocol = Protocol {
+    name: "HTTP",
+    scheme: "http",
+    tls_scheme: "https",
+    wanted: "write for example http://127.0.0.1:8080/hook",
+};
+
 /// Checks the URL of a broker; `tls` says whether this binary can speak TLS.
 pub(crate) fn check_broker(text: &str, tls: bool) -> Result<(), String> {
     if text == MEMORY {
         return Ok(());
     }
-    const WANTED: &str = "write amqp://user:password@host:5672/%2f, with special characters as %XX";
-    let url = parse(text, WANTED)?;
-    match url.scheme() {
-        "amqp" => Ok(()),
-        "amqps" if tls => Ok(()),
-        "amqps" => Err(format!("{NO_TLS}, or write amqp://")),
-        _ => Err(format!("not a URL of AMQP; {WANTED}")),
-    }
+    parse(text, &AMQP, tls).map(|_| ())
 }
 
-/// Checks the URL of a HTTP target; `tls` says whether this binary can speak TLS.
-pub(crate) fn check_http(text: &str, tls: bool) -> Result<(), String> {
-    const WANTED: &str = "write for example http://127.0.0.1:8080/hook";
-    let url = parse(text, WANTED)?;
-    match url.scheme() {
-        "http" => Ok(()),
-        "https" if tls => Ok(()),
-        "https" => Err(format!("{NO_TLS}, or write http://")),
-        _ => Err(format!("not a URL of HTTP; {WANTED}")),
-    }
+/// Reads the URL of a HTTP target; `tls` says whether this binary can speak TLS.
+pub(crate) fn parse_http(text: &str, tls: bool) -> Result<Url, String> {
+    parse(text, &HTTP, tls)
 }
 
-const NO_TLS: &str = "this binary is built without TLS; build it with --features tls";
-
-fn parse(text: &str, wanted: &str) -> Result<Url, String> {
+fn parse(text: &str, protocol: &Protocol, tls: bool) -> Result<Url, String> {
+    let Protocol {
+        name,
+        scheme,
+        tls_scheme,
+        wanted,
+    } = protocol;
     let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {wanted}"))?;
     if url.host_str().is_none_or(str::is_empty) {
         return Err(format!("a URL without a host; {wanted}"));
@@ -48,23 +60,33 @@ fn parse(text: &str, wanted: &str) -> Result<Url, String> {
             "a URL with a #, which must be written %23; {wanted}"
         ));
     }
+    if url.scheme() == *tls_scheme && !tls {
+        return Err(format!(
+            "this binary is built without TLS; build it with --features tls, or write {scheme}://"
+        ));
+    }
+    if ![*scheme, *tls_scheme].contains(&url.scheme()) {
+        return Err(format!("not a URL of {name}; {wanted}"));
+    }
     Ok(url)
 }
 
 /// A URL for people: without user, password, query and fragment.
-pub(crate) fn shown(text: &str) -> String {
-    if text == MEMORY {
-        return MEMORY.to_owned();
-    }
-    let Ok(url) = Url::parse(text) else {
-        return "(not a URL)".to_owned();
-    };
+pub(crate) fn shown(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url
         .port()
         .map(|port| format!(":{port}"))
         .unwrap_or_default();
     format!("{}://{host}{port}{}", url.scheme(), url.path())
+}
+
+/// The same for the text of a broker's URL.
+pub(crate) fn shown_broker(text: &str) -> String {
+    if text == MEMORY {
+        return MEMORY.to_owned();
+    }
+    Url::parse(text).map_or_else(|_| "(not a URL)".to_owned(), |url| shown(&url))
 }
 
 #[cfg(test)]
@@ -91,17 +113,17 @@ mod tests {
         ] {
             assert!(check_broker(bad, true).is_err(), "{bad}");
         }
-        assert_eq!(check_http("http://127.0.0.1:8080/hook?a=b", false), Ok(()));
+        assert!(parse_http("http://127.0.0.1:8080/hook?a=b", false).is_ok());
         for bad in ["127.0.0.1:8080", "ftp://a/b", "http://", "http://a/#b"] {
-            assert!(check_http(bad, true).is_err(), "{bad}");
+            assert!(parse_http(bad, true).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn tls_needs_a_binary_that_has_it() {
         assert_eq!(check_broker("amqps://host", true), Ok(()));
-        assert_eq!(check_http("https://host", true), Ok(()));
-        let problem = check_http("https://host", false).unwrap_err();
+        assert!(parse_http("https://host", true).is_ok());
+        let problem = parse_http("https://host", false).unwrap_err();
         assert!(problem.contains("--features tls"), "{problem}");
         assert!(check_broker("amqps://host", false).is_err());
     }
@@ -109,14 +131,15 @@ mod tests {
     #[test]
     fn nothing_secret_is_shown() {
         assert_eq!(
-            shown("amqp://me:pw@host:5672/%2f?x=y"),
+            shown_broker("amqp://me:pw@host:5672/%2f?x=y"),
             "amqp://host:5672/%2f"
         );
         assert_eq!(
-            shown("http://me:pw@host/hook?token=t#f"),
+            shown(&Url::parse("http://me:pw@host/hook?token=t#f").unwrap()),
             "http://host/hook"
         );
-        assert_eq!(shown("pw"), "(not a URL)");
+        assert_eq!(shown_broker("memory:"), "memory:");
+        assert_eq!(shown_broker("pw"), "(not a URL)");
         let problem = check_broker("amqp://me:hunter2:x@host:port/", true).unwrap_err();
         assert!(!problem.contains("hunter2"), "{problem}");
     }
