@@ -146,10 +146,12 @@ impl Consumer {
         let generation = self.generation.number;
         let queue = Arc::clone(&self.queue);
         queue.settlements.begin(generation, &queue.metrics);
-        info!(
-            queue = &*queue.name, broker = %self.broker.address(), generation,
-            prefetch = self.subscription().prefetch, "consuming"
-        );
+        if self.unreadable < UNREADABLE_MAX {
+            info!(
+                queue = &*queue.name, broker = %self.broker.address(), generation,
+                prefetch = self.subscription().prefetch, "consuming"
+            );
+        }
         self.on_trial = Some(Instant::now() + PROOF);
         if self.unreadable == 0 {
             queue.health.clear(&self.part);
@@ -306,22 +308,27 @@ impl Consumer {
         let delay = match &error {
             BrokerError::Unreadable { .. } => {
                 self.unreadable += 1;
-                self.isolated = queue.options.prefetch.get();
                 if self.unreadable < UNREADABLE_MAX {
+                    self.isolated = queue.options.prefetch.get();
                     Duration::from_millis(100)
                 } else {
+                    // It was the head each time: once that can be read, the bad one is gone.
+                    self.isolated = 1;
                     BLOCKED_DELAY
                 }
             }
             _ => self.reconnect.delay_after_loss(),
         };
-        if self.unreadable >= UNREADABLE_MAX {
+        let unreadable = matches!(error, BrokerError::Unreadable { .. });
+        if unreadable && self.unreadable >= UNREADABLE_MAX {
             queue.metrics.blocked.set(1.0);
-            error!(
-                queue = &*queue.name, error = %error,
-                "the message at the head of the queue cannot be parsed and blocks it: take it out, \
-                 see \"A message that cannot be parsed\" in the README"
-            );
+            if self.unreadable == UNREADABLE_MAX {
+                error!(
+                    queue = &*queue.name, error = %error,
+                    "the message at the head of the queue cannot be parsed and blocks it: take it out, \
+                     see \"A message that cannot be parsed\" in the README"
+                );
+            }
         } else {
             warn!(
                 queue = &*queue.name, error = %error, delay_ms = duration_ms(delay),

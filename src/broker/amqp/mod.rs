@@ -17,6 +17,8 @@ mod own;
 mod probe;
 mod progress;
 mod publish;
+#[cfg(feature = "worker")]
+pub(crate) mod raw;
 mod session;
 mod url;
 

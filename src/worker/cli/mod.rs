@@ -8,6 +8,7 @@ mod demo;
 mod inspect;
 mod logging;
 mod publish;
+mod quarantine;
 mod run;
 mod source;
 
@@ -33,6 +34,8 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Tell what a stopped worker's store knows of one id
     Inspect(inspect::InspectArgs),
+    /// Take a message that cannot be parsed out of the head of its queue, and save it
+    Quarantine(quarantine::QuarantineArgs),
 }
 
 /// How a command ends; users script against these.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Publish(args) => publish::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Quarantine(args) => quarantine::run(&args),
     }
 }
 

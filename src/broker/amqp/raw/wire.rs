@@ -1,0 +1,193 @@
+//! Frames of AMQP 0-9-1 over a plain socket, as bytes.
+//!
+//! Owns the limits: how long the broker may be silent, and how long a frame may be. A close by the broker, and anything
+//! that is no frame, is an error; heartbeats are skipped. Knows the layout of frames, and no method but the closes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
+
+use super::RawError;
+use super::content::Cursor;
+use super::method::{CHANNEL_CLOSE, CONNECTION_CLOSE, Method};
+
+/// Longest wait for one answer, or for the next bytes of one.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// Largest frame in bytes before anything is negotiated.
+pub(super) const FRAME_BYTES_FIRST: u32 = 128 * 1024;
+
+const FRAME_END: u8 = 0xce;
+const FRAME_METHOD: u8 = 1;
+const FRAME_HEARTBEAT: u8 = 8;
+
+/// A socket that speaks in frames.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: TcpStream,
+    address: String,
+    pub(super) frame_bytes_max: u32,
+}
+
+/// A frame that is no heartbeat.
+pub(super) struct Frame {
+    pub(super) kind: u8,
+    pub(super) payload: Vec<u8>,
+}
+
+impl Frame {
+    /// Which method it is, with its arguments; `None` if it is part of a message.
+    pub(super) fn method(&self, wire: &Wire) -> Result<Option<(Method, Vec<u8>)>, RawError> {
+        if self.kind != FRAME_METHOD {
+            return Ok(None);
+        }
+        let mut cursor = Cursor::new(&self.payload);
+        let (Some(class), Some(method)) = (cursor.u16(), cursor.u16()) else {
+            return Err(wire.protocol("it sent a method without a number".to_owned()));
+        };
+        let arguments = cursor.rest();
+        if matches!((class, method), CONNECTION_CLOSE | CHANNEL_CLOSE) {
+            let mut reason = Cursor::new(arguments);
+            let (code, text) = (reason.u16(), reason.short());
+            return Err(RawError::Refused {
+                address: wire.address.clone(),
+                code: code.unwrap_or_default(),
+                text: crate::message::escape(text.unwrap_or_default()),
+            });
+        }
+        Ok(Some(((class, method), arguments.to_vec())))
+    }
+}
+
+impl Wire {
+    /// Connects to host and port; `address` is for error texts.
+    pub(super) fn connect(host: (&str, u16), address: String) -> Result<Self, RawError> {
+        match connect(host) {
+            Ok(stream) => Ok(Self {
+                stream,
+                address,
+                frame_bytes_max: FRAME_BYTES_FIRST,
+            }),
+            Err(error) => Err(RawError::Unreachable { address, error }),
+        }
+    }
+
+    pub(super) fn call(
+        &mut self,
+        channel: u16,
+        method: Method,
+        arguments: &[u8],
+        answer: Method,
+    ) -> Result<Vec<u8>, RawError> {
+        self.send(channel, method, arguments)?;
+        self.expect(answer)
+    }
+
+    pub(super) fn expect(&mut self, expected: Method) -> Result<Vec<u8>, RawError> {
+        let (method, arguments) = self.method()?;
+        if method == expected {
+            return Ok(arguments);
+        }
+        Err(self.protocol(format!("it sent method {method:?} instead of {expected:?}")))
+    }
+
+    /// The next method; a close by the broker is an error.
+    pub(super) fn method(&mut self) -> Result<(Method, Vec<u8>), RawError> {
+        let frame = self.frame()?;
+        match frame.method(self)? {
+            Some(method) => Ok(method),
+            None => Err(self.protocol(format!("it sent a frame of type {} unasked", frame.kind))),
+        }
+    }
+
+    /// The next frame that is no heartbeat.
+    pub(super) fn frame(&mut self) -> Result<Frame, RawError> {
+        loop {
+            let mut head = [0; 7];
+            self.read(&mut head)?;
+            let [kind, _, _, size @ ..] = head;
+            let size = u32::from_be_bytes(size);
+            if size > self.frame_bytes_max {
+                return Err(self.protocol(format!("it sent a frame of {size} bytes")));
+            }
+            let mut payload = vec![0; size as usize];
+            self.read(&mut payload)?;
+            let mut end = [0];
+            self.read(&mut end)?;
+            if end != [FRAME_END] {
+                return Err(self.protocol("it sent a frame without an end".to_owned()));
+            }
+            if kind != FRAME_HEARTBEAT {
+                return Ok(Frame { kind, payload });
+            }
+        }
+    }
+
+    pub(super) fn send(
+        &mut self,
+        channel: u16,
+        method: Method,
+        arguments: &[u8],
+    ) -> Result<(), RawError> {
+        let ids = [method.0.to_be_bytes(), method.1.to_be_bytes()].concat();
+        let size = (ids.len() + arguments.len()) as u32;
+        let channel = channel.to_be_bytes();
+        let size = size.to_be_bytes();
+        let frame = [
+            &[FRAME_METHOD][..],
+            &channel,
+            &size,
+            &ids,
+            arguments,
+            &[FRAME_END],
+        ];
+        self.write(&frame.concat())
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RawError> {
+        let written = self.stream.write_all(bytes);
+        written.map_err(|error| self.unreachable(error))
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> Result<(), RawError> {
+        let read = self.stream.read_exact(bytes);
+        read.map_err(|error| self.unreachable(error))
+    }
+
+    fn unreachable(&self, error: io::Error) -> RawError {
+        let error = match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::other(format!("no answer within {ANSWER_MAX:?}"))
+            }
+            io::ErrorKind::UnexpectedEof => io::Error::other("it closed the connection"),
+            _ => error,
+        };
+        RawError::Unreachable {
+            address: self.address.clone(),
+            error,
+        }
+    }
+
+    pub(super) fn protocol(&self, problem: String) -> RawError {
+        RawError::Protocol {
+            address: self.address.clone(),
+            problem,
+        }
+    }
+}
+
+fn connect(host: (&str, u16)) -> io::Result<TcpStream> {
+    let mut last = io::Error::other("its name has no address");
+    for address in host.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, ANSWER_MAX) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(ANSWER_MAX))?;
+                stream.set_write_timeout(Some(ANSWER_MAX))?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
