@@ -60,16 +60,9 @@ fn cases(only: &str) -> Vec<Case> {
         ("10 % twins", Keys::Of(10_000), 10),
         ("90 % twins", Keys::Of(10_000), 90),
     ];
-    let case = |(name, keys, twins_percent), prefetch| Case {
-        name,
-        keys,
-        twins_percent,
-        prefetch,
-    };
+    let case = |(name, keys, twins_percent), prefetch| Case { name, keys, twins_percent, prefetch };
     let mixes = mixes.into_iter().filter(|(name, ..)| name.contains(only));
-    mixes
-        .flat_map(|mix| [case(mix, 500), case(mix, 2000)])
-        .collect()
+    mixes.flat_map(|mix| [case(mix, 500), case(mix, 2000)]).collect()
 }
 
 /// One round of one subject.
@@ -98,12 +91,7 @@ struct Subject {
 
 impl Subject {
     fn new(name: &str, prefetch: u16, messages: u64) -> Self {
-        Self {
-            name: name.to_owned(),
-            prefetch,
-            messages,
-            ..Self::default()
-        }
+        Self { name: name.to_owned(), prefetch, messages, ..Self::default() }
     }
 
     fn push(&mut self, figures: &Figures) {
@@ -163,10 +151,8 @@ fn main() -> Result<()> {
     println!("{}", machine::header("pipeline", settings)?);
 
     let recorder = Recorder::install()?;
-    let mut subjects: Vec<Subject> = cases
-        .iter()
-        .map(|case| Subject::new(case.name, case.prefetch, messages))
-        .collect();
+    let mut subjects: Vec<Subject> =
+        cases.iter().map(|case| Subject::new(case.name, case.prefetch, messages)).collect();
     let mut raw = Vec::new();
     for prefetch in [500, 2000] {
         raw.push(Subject::new("raw-journal", prefetch, messages));
@@ -248,10 +234,7 @@ fn new_message(keys: Keys, random: &mut fastrand::Rng) -> Message {
     Message {
         routing_key: QUEUE.to_owned(),
         properties,
-        body: std::iter::repeat_with(|| random.u8(..))
-            .take(BODY_BYTES)
-            .collect::<Vec<_>>()
-            .into(),
+        body: std::iter::repeat_with(|| random.u8(..)).take(BODY_BYTES).collect::<Vec<_>>().into(),
         ..Message::default()
     }
 }
@@ -270,9 +253,7 @@ fn pipeline(case: Case, messages: u64, recorder: &Recorder) -> Result<Figures> {
         options.identity.key = vec![Source::Header("x-key".to_owned())];
     }
     recorder.reset();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut measured = None;
     runtime.block_on(async {
         let store = StoreOptions::new(directory.path());
@@ -336,11 +317,8 @@ fn raw_groups(subject: &str, group: usize, messages: u64) -> Result<Figures> {
 }
 
 fn raw_journal(directory: &Path, group: usize, groups: usize) -> Result<()> {
-    let db = sled::Config::new()
-        .path(directory)
-        .cache_capacity(64 << 20)
-        .flush_every_ms(None)
-        .open()?;
+    let db =
+        sled::Config::new().path(directory).cache_capacity(64 << 20).flush_every_ms(None).open()?;
     let log = OpenOptions::new().write(true).open(directory.join("db"))?;
     let mut random = fastrand::Rng::with_seed(17);
     let per_block = BLOCK_BYTES / RECORD_BYTES;
@@ -361,10 +339,7 @@ fn raw_journal(directory: &Path, group: usize, groups: usize) -> Result<()> {
 }
 
 fn raw_sync(directory: &Path, groups: usize) -> Result<()> {
-    let mut file = OpenOptions::new()
-        .create_new(true)
-        .append(true)
-        .open(directory.join("log"))?;
+    let mut file = OpenOptions::new().create_new(true).append(true).open(directory.join("log"))?;
     let mut block = [0; BLOCK_BYTES];
     fastrand::Rng::with_seed(17).fill(&mut block);
     for _ in 0..groups {

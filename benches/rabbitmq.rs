@@ -1,7 +1,8 @@
 //! What does once-only processing cost against a bare RabbitMQ consumer that forgets everything?
 //!
 //! Each subject drains a preloaded queue of persistent messages in a process of its own: `lapin-each` (prefetch 500,
-//! one ack a message), `lapin-multiple` (one `multiple` ack every 64) and `onceward` (a handler that does nothing, every
+//! one ack a message), `lapin-multiple` (one `multiple` ack every 64) and `onceward` (a handler that does nothing,
+//! every
 //! outcome synced before its ack). Time runs from the first delivery to the last ack written; afterwards the queue must
 //! be empty. The subjects take turns, in another order every round.
 //!
@@ -75,9 +76,7 @@ struct Subject {
 }
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match std::env::var(TASK) {
         Ok(task) => {
             let drained = runtime.block_on(child(serde_json::from_str(&task)?))?;
@@ -124,10 +123,7 @@ async fn parent() -> Result<()> {
                 channel.queue_delete(name.as_str().into(), options).await?;
             }
             channel.close(200, "OK".into()).await?;
-            subjects
-                .entry(name)
-                .or_default()
-                .push(name, &drained, messages);
+            subjects.entry(name).or_default().push(name, &drained, messages);
         }
     }
     connection.close(200, "OK".into()).await?;
@@ -142,8 +138,7 @@ impl Subject {
         eprintln!("{name:<15} {messages_per_s:>8.0} messages/s, {worker_cpu_us:>6.1} us CPU");
         self.messages_per_s.push(messages_per_s);
         self.worker_cpu_us.push(worker_cpu_us);
-        self.rss_mib
-            .push(drained.rss_bytes as f64 / f64::from(1 << 20));
+        self.rss_mib.push(drained.rss_bytes as f64 / f64::from(1 << 20));
         if let Some(us) = drained.broker_cpu_us {
             self.broker_cpu_us.push(per_message(us));
         }
@@ -193,10 +188,7 @@ fn broker() -> Result<(String, Option<String>)> {
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| script.clone())?;
-    ensure!(
-        output.status.success(),
-        "{script} start failed: set AMQP_URL, or mend it"
-    );
+    ensure!(output.status.success(), "{script} start failed: set AMQP_URL, or mend it");
     let directory =
         std::env::var("ONCEWARD_RABBITMQ_DIR").unwrap_or_else(|_| format!("{root}/.rabbitmq"));
     let pid = std::fs::read_to_string(format!("{directory}/pid")).ok();
@@ -207,16 +199,11 @@ fn broker() -> Result<(String, Option<String>)> {
 async fn declare(channel: &Channel, queue: &str, kind: &str) -> Result<()> {
     let mut arguments = FieldTable::default();
     if kind == "quorum" {
-        arguments.insert(
-            "x-queue-type".into(),
-            AMQPValue::LongString("quorum".into()),
-        );
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     }
     let options = QueueDeclareOptions::durable();
-    channel
-        .queue_declare(queue.into(), options, arguments)
-        .await?;
+    channel.queue_declare(queue.into(), options, arguments).await?;
     Ok(())
 }
 
@@ -228,9 +215,7 @@ async fn depth(channel: &Channel, queue: &str) -> Result<u32> {
 
 /// Persistent messages with an id and a key; of a hundred, [`TWINS_PERCENT`] repeat an earlier one.
 async fn preload(channel: &Channel, queue: &str, messages: u64) -> Result<()> {
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let mut random = fastrand::Rng::with_seed(17);
     let mut sent: Vec<u64> = Vec::new();
     let mut unconfirmed = Vec::new();
@@ -328,9 +313,7 @@ async fn lapin(task: &Task, every: u64) -> Result<Drained> {
     let channel = connection.create_channel().await?;
     // What onceward makes too: the parent deletes it.
     declare(&channel, &format!("{}.dead", task.queue), "classic").await?;
-    channel
-        .basic_qos(PREFETCH, BasicQosOptions::default())
-        .await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let options = BasicConsumeOptions::default();
     let consuming = channel.basic_consume(
         task.queue.as_str().into(),
@@ -342,18 +325,13 @@ async fn lapin(task: &Task, every: u64) -> Result<Drained> {
     let mut watch = None;
     let mut received = 0;
     while received < task.messages {
-        let delivery = deliveries
-            .next()
-            .await
-            .context("the consumer was cancelled")??;
+        let delivery = deliveries.next().await.context("the consumer was cancelled")??;
         if watch.is_none() {
             watch = Some(Watch::start(task)?);
         }
         received += 1;
         if received % every == 0 || received == task.messages {
-            let options = BasicAckOptions {
-                multiple: every > 1,
-            };
+            let options = BasicAckOptions { multiple: every > 1 };
             channel.basic_ack(delivery.delivery_tag, options).await?;
         }
     }

@@ -1,6 +1,7 @@
 //! What does a retained id cost in memory and on disk, and does the store stay as fast when it holds a million?
 //!
-//! Through the public API only. A first process fills a store from the in-process broker and prints a line each quarter:
+//! Through the public API only. A first process fills a store from the in-process broker and prints a line each
+//! quarter:
 //! a rate that falls would show there. Others open the full store and an empty one; opening ends when a first message
 //! reaches its handler. What an id takes of memory is the difference between the two: the index, and those pages of the
 //! journal that sled keeps after the scan, which are all of them here whatever its cache's size.
@@ -53,9 +54,7 @@ struct Opened {
 }
 
 fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match std::env::var(TASK) {
         Ok(task) => {
             let task: Task = serde_json::from_str(&task)?;

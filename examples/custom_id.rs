@@ -30,11 +30,8 @@ async fn on_order(cx: &mut Context, order: serde_json::Value) -> onceward::Resul
 }
 
 fn message(tenant: &str, id: Option<u32>, body: &'static str) -> Message {
-    let mut message = Message {
-        routing_key: QUEUE.to_owned(),
-        body: body.into(),
-        ..Message::default()
-    };
+    let mut message =
+        Message { routing_key: QUEUE.to_owned(), body: body.into(), ..Message::default() };
     let headers = &mut message.properties.headers;
     headers.insert("x-tenant".to_owned(), tenant.into());
     headers.insert("x-customer".to_owned(), "ada".into());
@@ -62,9 +59,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
         for _twin in 0..2 {
             publisher.publish(message("acme", None, in_body)).await?;
-            publisher
-                .publish(message("acme", Some(8), in_header))
-                .await?;
+            publisher.publish(message("acme", Some(8), in_header)).await?;
         }
         publisher.publish(message("globex", None, in_body)).await?;
         // The last message of ada runs after the twins were looked at.

@@ -58,11 +58,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             sleep(Duration::from_millis(20)).await;
         }
         for (id, body) in [("a", "1250"), ("a", "1250"), ("b", "300")] {
-            let mut message = Message {
-                routing_key: QUEUE.to_owned(),
-                body: body.into(),
-                ..Message::default()
-            };
+            let mut message =
+                Message { routing_key: QUEUE.to_owned(), body: body.into(), ..Message::default() };
             message.properties.message_id = Some(id.to_owned());
             publisher.publish(message).await?;
         }

@@ -43,12 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     queue.identity.key = vec![Source::RoutingKey]; // One key for all: they run in order.
     let worker = Worker::new(options).queue_with(queue, on_order);
     let (publisher, health) = (worker.publisher(), worker.health());
-    let orders = [
-        ("1", "tea", 2),
-        ("2", "cup", 1),
-        ("1", "tea", 2),
-        ("3", "spoon", 4),
-    ];
+    let orders = [("1", "tea", 2), ("2", "cup", 1), ("1", "tea", 2), ("3", "spoon", 4)];
     let until = timeout(Duration::from_secs(20), async {
         while !health.readiness().is_ready() {
             sleep(Duration::from_millis(20)).await;
@@ -56,9 +51,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         for (number, item, count) in orders {
             let mut message = Message {
                 routing_key: QUEUE.to_owned(),
-                body: serde_json::json!({ "item": item, "count": count })
-                    .to_string()
-                    .into(),
+                body: serde_json::json!({ "item": item, "count": count }).to_string().into(),
                 ..Message::default()
             };
             message.properties.message_id = Some(format!("order-{number}"));

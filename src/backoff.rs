@@ -45,21 +45,14 @@ impl Retry {
         let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
         let ceiling_s = self.initial.as_secs_f64() * self.factor.max(1.0).powi(exponent);
         let ceiling_s = ceiling_s.min(self.max.as_secs_f64());
-        let delay_s = if self.jitter {
-            ceiling_s * random.clamp(0.0, 1.0)
-        } else {
-            ceiling_s
-        };
+        let delay_s = if self.jitter { ceiling_s * random.clamp(0.0, 1.0) } else { ceiling_s };
         Duration::try_from_secs_f64(delay_s).unwrap_or(self.max)
     }
 
     /// The longest time that all attempts of one message can wait, runs not counted.
     #[must_use]
     pub fn span(&self) -> Duration {
-        let fixed = Self {
-            jitter: false,
-            ..self.clone()
-        };
+        let fixed = Self { jitter: false, ..self.clone() };
         let mut span = Duration::ZERO;
         for attempt in 1..self.max_attempts.get() {
             let delay = fixed.delay(attempt, 1.0);
@@ -81,9 +74,7 @@ pub(crate) struct Reconnect {
 
 impl Default for Reconnect {
     fn default() -> Self {
-        Self {
-            delays: Self::fresh(),
-        }
+        Self { delays: Self::fresh() }
     }
 }
 

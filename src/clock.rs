@@ -16,9 +16,7 @@ impl Clock {
     /// A clock that stands at `now_ms` until it is advanced, for tests.
     #[must_use]
     pub fn manual(now_ms: u64) -> Self {
-        Self {
-            manual_ms: Some(Arc::new(AtomicU64::new(now_ms))),
-        }
+        Self { manual_ms: Some(Arc::new(AtomicU64::new(now_ms))) }
     }
 
     /// Moves a manual clock on; all its clones see it. The system's clock does not listen.
@@ -30,16 +28,11 @@ impl Clock {
 
     /// Milliseconds since 1970.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that reads the wall clock"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     pub fn now_ms(&self) -> u64 {
         match &self.manual_ms {
             Some(manual_ms) => manual_ms.load(Ordering::Relaxed),
-            None => SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, duration_ms),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, duration_ms),
         }
     }
 }

@@ -190,11 +190,9 @@ pub enum HandleError {
 impl fmt::Debug for HandleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Retry { error, after } => f
-                .debug_struct("Retry")
-                .field("error", error)
-                .field("after", after)
-                .finish(),
+            Self::Retry { error, after } => {
+                f.debug_struct("Retry").field("error", error).field("after", after).finish()
+            }
             Self::Reject { error } => f.debug_struct("Reject").field("error", error).finish(),
         }
     }
@@ -203,26 +201,18 @@ impl fmt::Debug for HandleError {
 /// Every error that reaches a handler's `?` is worth another attempt, unless the handler says otherwise.
 impl<E: Error + Send + Sync + 'static> From<E> for HandleError {
     fn from(error: E) -> Self {
-        Self::Retry {
-            error: Box::new(error),
-            after: None,
-        }
+        Self::Retry { error: Box::new(error), after: None }
     }
 }
 
 /// The error that dead-letters the message now, as `rejected`.
 pub fn reject(error: impl Into<Box<dyn Error + Send + Sync>>) -> HandleError {
-    HandleError::Reject {
-        error: error.into(),
-    }
+    HandleError::Reject { error: error.into() }
 }
 
 /// The error that runs the message again after `delay` instead of the queue's backoff; it counts as an attempt.
 pub fn retry_after(delay: Duration, error: impl Into<Box<dyn Error + Send + Sync>>) -> HandleError {
-    HandleError::Retry {
-        error: error.into(),
-        after: Some(delay),
-    }
+    HandleError::Retry { error: error.into(), after: Some(delay) }
 }
 
 /// A handler with its message type and codec taken in, as the runtime holds it.
@@ -245,11 +235,7 @@ pub(crate) struct Erased<H, M> {
 
 impl<H, M> Erased<H, M> {
     pub(crate) const fn new(handler: H, codec: Codec) -> Self {
-        Self {
-            handler,
-            codec,
-            message: std::marker::PhantomData,
-        }
+        Self { handler, codec, message: std::marker::PhantomData }
     }
 }
 
@@ -260,10 +246,7 @@ impl<H: Handler<M>, M: FromMessage + Send + 'static> ErasedHandler for Erased<H,
     ) -> BoxFuture<'a, std::result::Result<(), CallError>> {
         Box::pin(async move {
             let message = M::from_message(&cx.message, self.codec).map_err(CallError::Decode)?;
-            self.handler
-                .handle(cx, message)
-                .await
-                .map_err(CallError::Handle)
+            self.handler.handle(cx, message).await.map_err(CallError::Handle)
         })
     }
 }
@@ -316,9 +299,7 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]
         struct Outer(#[source] std::num::ParseIntError);
-        let Err(inner) = "x".parse::<u8>() else {
-            unreachable!()
-        };
+        let Err(inner) = "x".parse::<u8>() else { unreachable!() };
         assert_eq!(error_chain(&Outer(inner), 16), "outer: invalid d");
     }
 }

@@ -50,14 +50,8 @@ impl fmt::Display for Source {
 }
 
 /// The names a [`Source`] can be written as, for error messages.
-pub const SOURCE_NAMES: &[&str] = &[
-    "message-id",
-    "correlation-id",
-    "header:NAME",
-    "json:/pointer",
-    "cloudevents",
-    "routing-key",
-];
+pub const SOURCE_NAMES: &[&str] =
+    &["message-id", "correlation-id", "header:NAME", "json:/pointer", "cloudevents", "routing-key"];
 
 impl std::str::FromStr for Source {
     type Err = ParseSourceError;
@@ -73,9 +67,7 @@ impl std::str::FromStr for Source {
                 Some(("json", pointer)) if pointer.starts_with('/') => {
                     Ok(Self::Json(pointer.to_owned()))
                 }
-                _ => Err(ParseSourceError {
-                    text: text.to_owned(),
-                }),
+                _ => Err(ParseSourceError { text: text.to_owned() }),
             },
         }
     }
@@ -271,11 +263,7 @@ pub(crate) enum IdError {
     #[error("{what} has type {found}; a string or an integer is needed")]
     Type { what: String, found: &'static str },
     #[error("{what} has {bytes} bytes, the limit is {max}")]
-    TooLong {
-        what: String,
-        bytes: usize,
-        max: usize,
-    },
+    TooLong { what: String, bytes: usize, max: usize },
 }
 
 /// Resolves ids and keys for one queue.
@@ -293,28 +281,17 @@ impl Resolver {
             .iter()
             .chain(&rules.key)
             .any(|source| matches!(source, Source::Json(_) | Source::CloudEvents));
-        Self {
-            rules,
-            queue: ScopeName::queue(queue),
-            reads_body,
-        }
+        Self { rules, queue: ScopeName::queue(queue), reads_body }
     }
 
     pub(crate) fn resolve(&self, message: &Message) -> Resolved {
-        let body = if self.reads_body {
-            json_body(message)
-        } else {
-            None
-        };
+        let body = if self.reads_body { json_body(message) } else { None };
         let body = body.as_ref();
         let key = first_present(&self.rules.key, message, body, Role::Key);
         let id = first_present(&self.rules.id, message, body, Role::Id)
             .and_then(|id| id.map_or_else(|| self.missing(message), |id| Ok(MessageId::new(id))))
             .and_then(|id| Ok((id, self.scope(message)?)));
-        Resolved {
-            id,
-            key: key.map(|key| key.map(|key| Key::new(&key))),
-        }
+        Resolved { id, key: key.map(|key| key.map(|key| Key::new(&key))) }
     }
 
     fn missing(&self, message: &Message) -> Result<MessageId, IdError> {
@@ -326,9 +303,7 @@ impl Resolver {
             }
             OnMissingId::DeadLetter => {
                 let tried: Vec<String> = self.rules.id.iter().map(ToString::to_string).collect();
-                Err(IdError::Missing {
-                    tried: tried.join(", "),
-                })
+                Err(IdError::Missing { tried: tried.join(", ") })
             }
         }
     }
@@ -341,9 +316,7 @@ impl Resolver {
                 let source = Source::Header(name.clone());
                 match read(&source, message, None, Role::Id)? {
                     Some(tenant) => Ok(ScopeName::tenant(&tenant)),
-                    None => Err(IdError::Missing {
-                        tried: format!("{source} (the scope)"),
-                    }),
+                    None => Err(IdError::Missing { tried: format!("{source} (the scope)") }),
                 }
             }
         }
@@ -378,17 +351,9 @@ fn first_present(
         let Some(value) = read(source, message, body, role)? else {
             continue;
         };
-        let max = if role == Role::Id {
-            ID_BYTES_MAX
-        } else {
-            KEY_BYTES_MAX
-        };
+        let max = if role == Role::Id { ID_BYTES_MAX } else { KEY_BYTES_MAX };
         if value.len() > max {
-            return Err(IdError::TooLong {
-                what: source.to_string(),
-                bytes: value.len(),
-                max,
-            });
+            return Err(IdError::TooLong { what: source.to_string(), bytes: value.len(), max });
         }
         return Ok(Some(value));
     }
@@ -431,10 +396,7 @@ fn header_bytes(source: &Source, value: &HeaderValue) -> Result<Option<Bytes>, I
         HeaderValue::UInt(number) | HeaderValue::Timestamp(number) => {
             Ok(Some(number.to_string().into()))
         }
-        other => Err(IdError::Type {
-            what: source.to_string(),
-            found: other.type_name(),
-        }),
+        other => Err(IdError::Type { what: source.to_string(), found: other.type_name() }),
     }
 }
 
@@ -449,10 +411,7 @@ fn json_bytes(source: &Source, value: &serde_json::Value) -> Result<Option<Bytes
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    Err(IdError::Type {
-        what: source.to_string(),
-        found,
-    })
+    Err(IdError::Type { what: source.to_string(), found })
 }
 
 /// CloudEvents are unique by source and id together (CloudEvents 1.0.2, "id").
@@ -519,11 +478,9 @@ fn truncated<const N: usize>(hash: &blake3::Hash) -> [u8; N] {
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-            // Writing to a `String` cannot fail.
-            let _ = write!(out, "{byte:02x}");
-            out
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
+        // Writing to a `String` cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }

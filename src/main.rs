@@ -17,9 +17,7 @@ fn main() -> ExitCode {
 }
 
 fn has_stack() -> bool {
-    let stack_bytes = std::env::var(STACK_VARIABLE)
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let stack_bytes = std::env::var(STACK_VARIABLE).ok().and_then(|text| text.parse().ok());
     stack_bytes.is_some_and(|stack_bytes: usize| stack_bytes >= STACK_BYTES_MIN)
 }
 

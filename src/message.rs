@@ -208,9 +208,7 @@ pub fn escape(bytes: &[u8]) -> String {
 
 /// Cuts text to at most `bytes_max`, between characters.
 pub(crate) fn cut(text: &mut String, bytes_max: usize) {
-    let end = (0..=bytes_max.min(text.len()))
-        .rev()
-        .find(|&at| text.is_char_boundary(at));
+    let end = (0..=bytes_max.min(text.len())).rev().find(|&at| text.is_char_boundary(at));
     text.truncate(end.unwrap_or(0));
 }
 
@@ -226,10 +224,7 @@ mod tests {
 
     #[test]
     fn a_header_that_is_not_text_has_no_text() {
-        assert_eq!(
-            HeaderValue::Bytes(Bytes::from_static(b"\xff")).as_str(),
-            None
-        );
+        assert_eq!(HeaderValue::Bytes(Bytes::from_static(b"\xff")).as_str(), None);
         assert_eq!(HeaderValue::from("x").as_str(), Some("x"));
     }
 }

@@ -44,11 +44,7 @@ impl Options {
     /// A worker on a broker that is already there.
     #[must_use]
     pub fn with_broker(broker: Arc<dyn Broker>, store: StoreOptions) -> Self {
-        Self {
-            broker,
-            store,
-            drain: Duration::from_secs(30),
-        }
+        Self { broker, store, drain: Duration::from_secs(30) }
     }
 }
 

@@ -73,19 +73,10 @@ impl<T: DeserializeOwned> FromMessage for T {
 }
 
 fn is_postcard(content_type: Option<&str>) -> bool {
-    let mime = content_type
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
-    [
-        "application/postcard",
-        "application/x-postcard",
-        "application/vnd.postcard",
-    ]
-    .iter()
-    .any(|postcard| mime.eq_ignore_ascii_case(postcard))
+    let mime = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    ["application/postcard", "application/x-postcard", "application/vnd.postcard"]
+        .iter()
+        .any(|postcard| mime.eq_ignore_ascii_case(postcard))
 }
 
 #[cfg(test)]

@@ -36,11 +36,7 @@ impl Fixture {
     async fn new() -> Self {
         let vhost = Vhost::new();
         let options = AmqpOptions::new(&vhost.url()).expect("a good url");
-        Self {
-            client: vhost.client().await,
-            broker: AmqpBroker::new(options),
-            vhost,
-        }
+        Self { client: vhost.client().await, broker: AmqpBroker::new(options), vhost }
     }
 
     async fn consume(&self, queue: &str, prefetch: u16) -> Session {
@@ -90,10 +86,7 @@ async fn depth_becomes(client: &Client, queue: &str, expected: u32) {
         if depth == expected {
             return;
         }
-        assert!(
-            Instant::now() < deadline,
-            "{queue} has {depth} messages, not {expected}"
-        );
+        assert!(Instant::now() < deadline, "{queue} has {depth} messages, not {expected}");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -183,10 +176,7 @@ async fn an_ack_on_a_session_that_broke_is_an_error() {
     let error = next(&mut session).await.expect_err("the channel is closed");
     assert!(error.to_string().contains("PRECONDITION_FAILED"), "{error}");
     assert!(session.deliveries.next().await.is_none());
-    assert!(
-        session.deliveries.next().await.is_none(),
-        "polled after its end"
-    );
+    assert!(session.deliveries.next().await.is_none(), "polled after its end");
     let error = session.acks.ack(2, false).await.expect_err("no channel");
     assert!(matches!(error, BrokerError::Lost { .. }), "{error}");
 }
@@ -209,9 +199,7 @@ async fn a_cut_connection_ends_the_stream_with_an_error() {
     let mut session = fixture.consume("q", 2).await;
     let vhost = fixture.vhost.name();
     support::rabbitmq::ctl(&["close_all_connections", "--vhost", vhost, "maintenance"]);
-    let error = next(&mut session)
-        .await
-        .expect_err("the connection is gone");
+    let error = next(&mut session).await.expect_err("the connection is gone");
     assert!(matches!(error, BrokerError::Lost { .. }), "{error}");
     assert!(session.acks.ack(1, false).await.is_err());
 }
@@ -243,11 +231,7 @@ async fn headers_as_deep_as_a_frame_allows_become_a_delivery_with_a_defect() {
             assert_eq!(delivery.defect, Some(expected));
             let headers = &delivery.message.properties.headers;
             assert_eq!(headers["also"], HeaderValue::Bytes(b"\xff"[..].into()));
-            session
-                .acks
-                .ack(delivery.tag, false)
-                .await
-                .expect("outstanding");
+            session.acks.ack(delivery.tag, false).await.expect("outstanding");
         }
         session.acks.close().await;
     });
@@ -258,24 +242,15 @@ async fn headers_as_deep_as_a_frame_allows_become_a_delivery_with_a_defect() {
 #[tokio::test]
 async fn bytes_that_cannot_be_parsed_are_told_apart_from_a_lost_connection() {
     let fixture = Fixture::new().await;
-    let bad_id = RawMessage {
-        message_id: Some(b"\xff\xfe".to_vec()),
-        ..RawMessage::default()
-    };
-    let bad_header_name = RawMessage {
-        headers: Some(raw_amqp::header(b"\xff", b"value")),
-        ..RawMessage::default()
-    };
+    let bad_id = RawMessage { message_id: Some(b"\xff\xfe".to_vec()), ..RawMessage::default() };
+    let bad_header_name =
+        RawMessage { headers: Some(raw_amqp::header(b"\xff", b"value")), ..RawMessage::default() };
     for (queue, message) in [("id", bad_id), ("name", bad_header_name)] {
         fixture.client.declare_classic(queue).await;
         fixture.client.publish(queue, numbers(1)).await;
         raw_amqp::publish(&fixture.vhost.url(), queue, &[message]);
         let mut session = fixture.consume(queue, 10).await;
-        assert_eq!(
-            bodies(&mut session, 1).await[0].2,
-            "1",
-            "what is before it arrives"
-        );
+        assert_eq!(bodies(&mut session, 1).await[0].2, "1", "what is before it arrives");
         match next(&mut session).await {
             Err(BrokerError::Unreadable { queue: named, .. }) => assert_eq!(named, queue),
             other => panic!("{queue}: expected unreadable, got {other:?}"),
@@ -304,11 +279,8 @@ async fn long_strings_of_any_bytes_arrive_raw() {
 }
 
 /// What is declared, and `Ok` with whether a second worker is refused, or `Err` with a part of the error.
-type OwnershipCase = (
-    &'static str,
-    &'static [(&'static str, Argument)],
-    Result<bool, &'static str>,
-);
+type OwnershipCase =
+    (&'static str, &'static [(&'static str, Argument)], Result<bool, &'static str>);
 
 #[derive(Clone, Copy)]
 enum Argument {
@@ -323,37 +295,23 @@ const SINGLE: (&str, Argument) = ("x-single-active-consumer", Argument::True);
 
 const OWNERSHIP: &[OwnershipCase] = &[
     ("classic", &[], Ok(true)),
-    (
-        "explicit",
-        &[("x-queue-type", Argument::Text("classic"))],
-        Ok(true),
-    ),
+    ("explicit", &[("x-queue-type", Argument::Text("classic"))], Ok(true)),
     (
         "limited",
-        &[
-            ("x-max-length", Argument::Number(10)),
-            ("x-message-ttl", Argument::Number(60_000)),
-        ],
+        &[("x-max-length", Argument::Number(10)), ("x-message-ttl", Argument::Number(60_000))],
         Ok(true),
     ),
     (
         "dead-lettered",
         &[
-            (
-                "x-dead-letter-exchange",
-                Argument::Text("it's 'd' but current is none"),
-            ),
+            ("x-dead-letter-exchange", Argument::Text("it's 'd' but current is none")),
             ("x-dead-letter-routing-key", Argument::Text("k")),
             ("x-overflow", Argument::Text("reject-publish")),
             ("x-max-priority", Argument::Number(5)),
         ],
         Ok(true),
     ),
-    (
-        "lazy",
-        &[("x-queue-mode", Argument::Text("lazy"))],
-        Ok(true),
-    ),
+    ("lazy", &[("x-queue-mode", Argument::Text("lazy"))], Ok(true)),
     ("transient", &[], Ok(true)),
     ("auto-delete", &[], Ok(true)),
     ("classic-single", &[SINGLE], Ok(false)),
@@ -378,11 +336,7 @@ const OWNERSHIP: &[OwnershipCase] = &[
         ],
         Err("owner = \"shared\""),
     ),
-    (
-        "stream",
-        &[("x-queue-type", Argument::Text("stream"))],
-        Err("is a stream"),
-    ),
+    ("stream", &[("x-queue-type", Argument::Text("stream"))], Err("is a stream")),
 ];
 
 #[tokio::test]
@@ -403,33 +357,20 @@ async fn a_queue_has_one_owner_or_is_refused_with_the_remedy() {
             auto_delete: *queue == "auto-delete",
             ..QueueDeclareOptions::default()
         };
-        fixture
-            .client
-            .declare(queue, options, arguments(&pairs))
-            .await;
+        fixture.client.declare(queue, options, arguments(&pairs)).await;
         let first = fixture.try_consume(&subscription(queue, 1)).await;
         match (first, expected) {
             (Ok(first), Ok(refused)) => {
                 let second = fixture.try_consume(&subscription(queue, 1)).await;
                 if *refused {
                     let reason = lost_reason(second);
-                    assert!(
-                        reason.contains("consumed by somebody else"),
-                        "{queue}: {reason}"
-                    );
+                    assert!(reason.contains("consumed by somebody else"), "{queue}: {reason}");
                 } else {
                     second.expect("a standby").acks.close().await;
                 }
                 first.acks.close().await;
             }
-            (
-                Err(BrokerError::NotOwnable {
-                    queue: named,
-                    problem,
-                    remedy,
-                }),
-                Err(part),
-            ) => {
+            (Err(BrokerError::NotOwnable { queue: named, problem, remedy }), Err(part)) => {
                 assert_eq!(named, *queue);
                 let text = format!("{problem}; {remedy}");
                 assert!(text.contains(part), "{queue}: {text}");
@@ -443,22 +384,10 @@ async fn a_queue_has_one_owner_or_is_refused_with_the_remedy() {
 async fn a_shared_quorum_queue_is_consumed_on_demand() {
     let fixture = Fixture::new().await;
     let quorum = arguments(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
-    fixture
-        .client
-        .declare("q", QueueDeclareOptions::durable(), quorum)
-        .await;
-    let shared = Subscription {
-        owner: Owner::Shared,
-        ..subscription("q", 1)
-    };
+    fixture.client.declare("q", QueueDeclareOptions::durable(), quorum).await;
+    let shared = Subscription { owner: Owner::Shared, ..subscription("q", 1) };
     let first = fixture.try_consume(&shared).await.expect("a session");
-    fixture
-        .try_consume(&shared)
-        .await
-        .expect("another")
-        .acks
-        .close()
-        .await;
+    fixture.try_consume(&shared).await.expect("another").acks.close().await;
     first.acks.close().await;
 }
 
@@ -466,32 +395,16 @@ async fn a_shared_quorum_queue_is_consumed_on_demand() {
 async fn a_queue_is_declared_only_on_demand() {
     let fixture = Fixture::new().await;
     let reason = lost_reason(fixture.try_consume(&subscription("q", 1)).await);
-    assert_eq!(
-        reason,
-        "queue \"q\" does not exist (404): create it, or set declare"
-    );
-    for (queue, declare, other) in [
-        ("c", Declare::Classic, Declare::Quorum),
-        ("q", Declare::Quorum, Declare::Classic),
-    ] {
-        let declared = Subscription {
-            declare,
-            ..subscription(queue, 1)
-        };
+    assert_eq!(reason, "queue \"q\" does not exist (404): create it, or set declare");
+    for (queue, declare, other) in
+        [("c", Declare::Classic, Declare::Quorum), ("q", Declare::Quorum, Declare::Classic)]
+    {
+        let declared = Subscription { declare, ..subscription(queue, 1) };
         // The second time it is there.
         for _ in 0..2 {
-            fixture
-                .try_consume(&declared)
-                .await
-                .expect("a session")
-                .acks
-                .close()
-                .await;
+            fixture.try_consume(&declared).await.expect("a session").acks.close().await;
         }
-        let mismatch = Subscription {
-            declare: other,
-            ..subscription(queue, 1)
-        };
+        let mismatch = Subscription { declare: other, ..subscription(queue, 1) };
         match fixture.try_consume(&mismatch).await {
             Err(BrokerError::NotOwnable { problem, .. }) => {
                 assert!(problem.starts_with("exists as a"), "{problem}");
@@ -504,21 +417,9 @@ async fn a_queue_is_declared_only_on_demand() {
         ("x-single-active-consumer", AMQPValue::Boolean(true)),
         ("x-delivery-limit", AMQPValue::LongInt(3)),
     ]);
-    fixture
-        .client
-        .declare("l", QueueDeclareOptions::durable(), limited)
-        .await;
-    let declared = Subscription {
-        declare: Declare::Quorum,
-        ..subscription("l", 1)
-    };
-    fixture
-        .try_consume(&declared)
-        .await
-        .expect("other arguments are fine")
-        .acks
-        .close()
-        .await;
+    fixture.client.declare("l", QueueDeclareOptions::durable(), limited).await;
+    let declared = Subscription { declare: Declare::Quorum, ..subscription("l", 1) };
+    fixture.try_consume(&declared).await.expect("other arguments are fine").acks.close().await;
 }
 
 fn message(routing_key: &str, id: &str) -> Arc<Message> {
@@ -539,11 +440,7 @@ async fn confirmed_messages_are_in_the_queue_in_order_and_persistent() {
     channel.ensure_queue("out").await.expect("there already");
     let batch: Vec<_> = numbers(300).iter().map(|id| message("out", id)).collect();
     let published = channel.publish(&batch).await.expect("answers");
-    assert!(
-        published
-            .iter()
-            .all(|answer| *answer == Published::Confirmed)
-    );
+    assert!(published.iter().all(|answer| *answer == Published::Confirmed));
     let taken = fixture.client.take_all("out").await;
     assert_eq!(taken.len(), 300);
     for (delivery, number) in taken.iter().zip(numbers(300)) {
@@ -585,17 +482,10 @@ async fn a_message_that_closes_the_channel_does_not_take_the_others_along() {
     let fixture = Fixture::new().await;
     fixture.client.declare_classic("out").await;
     let mut channel = fixture.broker.publish_channel().await.expect("a channel");
-    let to_no_exchange = Message {
-        exchange: "nowhere".to_owned(),
-        ..Message::clone(&message("out", "x"))
-    };
+    let to_no_exchange =
+        Message { exchange: "nowhere".to_owned(), ..Message::clone(&message("out", "x")) };
     let too_long = message(&"x".repeat(256), "long");
-    let batch = [
-        message("out", "1"),
-        to_no_exchange.into(),
-        too_long,
-        message("out", "2"),
-    ];
+    let batch = [message("out", "1"), to_no_exchange.into(), too_long, message("out", "2")];
     for _ in 0..2 {
         let published = channel.publish(&batch).await.expect("answers");
         assert_eq!(published[0], Published::Confirmed);
@@ -613,10 +503,7 @@ async fn a_large_group_survives_a_message_that_closes_the_channel_under_it() {
     fixture.client.declare_classic("out").await;
     let mut channel = fixture.broker.publish_channel().await.expect("a channel");
     let mut batch: Vec<_> = numbers(256).iter().map(|id| message("out", id)).collect();
-    batch[3] = Arc::new(Message {
-        exchange: "nowhere".to_owned(),
-        ..Message::clone(&batch[3])
-    });
+    batch[3] = Arc::new(Message { exchange: "nowhere".to_owned(), ..Message::clone(&batch[3]) });
     let published = channel.publish(&batch).await.expect("answers");
     for (number, answer) in published.iter().enumerate() {
         let is_good = *answer == Published::Confirmed;
@@ -631,19 +518,12 @@ async fn a_full_queue_refuses() {
         ("x-max-length", AMQPValue::LongInt(2)),
         ("x-overflow", AMQPValue::LongString("reject-publish".into())),
     ]);
-    fixture
-        .client
-        .declare("full", QueueDeclareOptions::durable(), full)
-        .await;
+    fixture.client.declare("full", QueueDeclareOptions::durable(), full).await;
     let mut channel = fixture.broker.publish_channel().await.expect("a channel");
     let batch: Vec<_> = numbers(4).iter().map(|id| message("full", id)).collect();
     let published = channel.publish(&batch).await.expect("answers");
     let count = |wanted| published.iter().filter(|answer| **answer == wanted).count();
-    assert_eq!(
-        count(Published::Confirmed) + count(Published::Refused),
-        4,
-        "{published:?}"
-    );
+    assert_eq!(count(Published::Confirmed) + count(Published::Refused), 4, "{published:?}");
     assert!(count(Published::Refused) >= 1, "{published:?}");
 }
 
@@ -669,11 +549,7 @@ async fn a_peer_that_accepts_and_stays_silent_is_given_up_with_all_that_was_begu
     let started = Instant::now();
     let reason = lost_reason(broker.consume(&subscription("q", 1)).await);
     assert!(reason.contains("no answer within 10 s"), "{reason}");
-    assert!(
-        started.elapsed() < Duration::from_secs(12),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
     // The other end sees the connection closed, so no thread of lapin's waits for it.
     let (mut accepted, _) = silent.accept().expect("it connected");
     accepted.set_read_timeout(Some(SOON)).expect("a timeout");

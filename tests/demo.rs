@@ -30,13 +30,7 @@ fn number(report: &Value, name: &str) -> u64 {
 
 /// What holds of 3,000 orders with 900 twins, whatever the broker.
 fn assert_promises_kept(report: &Value) {
-    for name in [
-        "effects_doubled",
-        "lost",
-        "order_violations",
-        "wrongly_dead",
-        "left_in_queue",
-    ] {
+    for name in ["effects_doubled", "lost", "order_violations", "wrongly_dead", "left_in_queue"] {
         assert_eq!(number(report, name), 0, "{name}: {report}");
     }
     let exact = [
@@ -50,28 +44,15 @@ fn assert_promises_kept(report: &Value) {
         assert_eq!(number(report, name), expected, "{name}: {report}");
     }
     // Of what a teardown finds done and not yet counted, the runtime counts nothing.
-    assert!(
-        (2_000..=2_997).contains(&number(report, "done")),
-        "{report}"
-    );
+    assert!((2_000..=2_997).contains(&number(report, "done")), "{report}");
     assert!(number(report, "redelivered") > 0, "{report}");
-    assert!(
-        number(report, "delivered") > number(report, "published"),
-        "{report}"
-    );
+    assert!(number(report, "delivered") > number(report, "published"), "{report}");
     assert!(number(report, "duplicates") > 0, "{report}");
     assert!(number(report, "syncs") > 0, "{report}");
     assert_eq!(report["ok"], true);
-    for name in [
-        "delivery_to_ack_p50_ms",
-        "delivery_to_ack_p99_ms",
-        "records_per_sync",
-        "seconds",
-    ] {
-        assert!(
-            report[name].as_f64().is_some_and(|measured| measured > 0.0),
-            "{name}: {report}"
-        );
+    for name in ["delivery_to_ack_p50_ms", "delivery_to_ack_p99_ms", "records_per_sync", "seconds"]
+    {
+        assert!(report[name].as_f64().is_some_and(|measured| measured > 0.0), "{name}: {report}");
     }
 }
 
@@ -79,15 +60,7 @@ fn assert_promises_kept(report: &Value) {
 fn every_order_has_its_effect_once_on_the_broker_in_the_process() {
     let store = tempfile::tempdir().expect("a directory");
     let path = store.path().display().to_string();
-    let report = report(&[
-        "--messages",
-        "3000",
-        "--json",
-        "--seed",
-        "7",
-        "--store",
-        &path,
-    ]);
+    let report = report(&["--messages", "3000", "--json", "--seed", "7", "--store", &path]);
     assert_promises_kept(&report);
     assert_eq!(number(&report, "published"), 3_900);
     assert_eq!(number(&report, "seed"), 7);
@@ -104,10 +77,7 @@ fn every_order_has_its_effect_once_on_rabbitmq() {
     assert_promises_kept(&report);
     assert!(number(&report, "published") >= 3_900);
     let broker = report["broker"].as_str().expect("an address");
-    assert!(
-        broker.contains(vhost.name()) && !broker.contains("guest:guest"),
-        "{broker}"
-    );
+    assert!(broker.contains(vhost.name()) && !broker.contains("guest:guest"), "{broker}");
 }
 
 #[test]
@@ -118,10 +88,7 @@ fn people_get_a_table_that_says_what_was_proven() {
     let last = "every order had its effect once: 0 doubled, 0 lost, 0 out of order";
     assert_eq!(stdout.lines().last(), Some(last));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        stderr.contains("(seed ") && stderr.contains("100 %"),
-        "{stderr}"
-    );
+    assert!(stderr.contains("(seed ") && stderr.contains("100 %"), "{stderr}");
 }
 
 #[test]

@@ -6,11 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-#[allow(
-    missing_docs,
-    clippy::indexing_slicing,
-    reason = "a crate of its own to each test file"
-)]
+#[allow(missing_docs, clippy::indexing_slicing, reason = "a crate of its own to each test file")]
 mod support;
 
 const LINES_MAX: usize = 80;
@@ -66,15 +62,10 @@ fn each_example_says_the_same_on_rabbitmq() {
 fn each_example_shows_its_output_and_its_command_in_its_first_comment() {
     for (name, expected) in EXAMPLES {
         let source = source(name);
-        let shown: Vec<&str> = source
-            .lines()
-            .filter_map(|line| line.strip_prefix("//! "))
-            .collect();
+        let shown: Vec<&str> =
+            source.lines().filter_map(|line| line.strip_prefix("//! ")).collect();
         let command = format!("$ cargo run --example {name} ");
-        assert!(
-            shown.iter().any(|line| line.starts_with(&command)),
-            "{name}: {shown:#?}"
-        );
+        assert!(shown.iter().any(|line| line.starts_with(&command)), "{name}: {shown:#?}");
         for line in expected {
             assert!(shown.contains(line), "{name} does not show {line:?}");
         }
@@ -86,21 +77,13 @@ fn each_example_is_short_and_every_example_is_tested() {
     let mut names: Vec<String> = std::fs::read_dir(directory())
         .expect("the examples")
         .map(|entry| entry.expect("an entry").path())
-        .map(|path| {
-            path.file_stem()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned()
-        })
+        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
         .collect();
     names.sort();
     assert_eq!(names, ["custom_id", "external_call", "minimal"]);
     for name in names {
         let lines = source(&name).lines().count();
-        assert!(
-            lines <= LINES_MAX,
-            "{name} has {lines} lines, the limit is {LINES_MAX}"
-        );
+        assert!(lines <= LINES_MAX, "{name} has {lines} lines, the limit is {LINES_MAX}");
     }
 }
 
@@ -113,17 +96,10 @@ fn run(name: &str, url: Option<&str>) -> Vec<String> {
     let mut command = Command::new(&program);
     command.env_remove("AMQP_URL").args(url);
     let output = command.output().unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}; build it: cargo build --examples",
-            program.display()
-        )
+        panic!("{}: {error}; build it: cargo build --examples", program.display())
     });
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "example {name}: {}\n{stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "example {name}: {}\n{stderr}", output.status);
     let stdout = String::from_utf8(output.stdout).expect("text");
     stdout.lines().map(str::to_owned).collect()
 }

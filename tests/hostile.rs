@@ -45,9 +45,7 @@ fn messages(vhost: &Vhost, queue: &str) -> u64 {
     let listed = tokio::task::block_in_place(|| {
         ctl(&["list_queues", "-p", vhost.name(), "name", "messages"])
     });
-    let counted = listed
-        .lines()
-        .find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+    let counted = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
     let counted = counted.and_then(|count| count.trim().parse().ok());
     counted.unwrap_or_else(|| panic!("{queue} is not in {listed:?}"))
 }
@@ -85,11 +83,7 @@ impl Handler<Body> for Recorder {
     async fn handle(&self, cx: &mut Context, Body(body): Body) -> onceward::Result {
         let at = {
             let mut runs = self.lock();
-            runs.push(Run {
-                id: cx.id().as_bytes().to_vec(),
-                attempt: cx.attempt(),
-                ended: None,
-            });
+            runs.push(Run { id: cx.id().as_bytes().to_vec(), attempt: cx.attempt(), ended: None });
             runs.len() - 1
         };
         let body = String::from_utf8_lossy(&body).into_owned();
@@ -152,13 +146,7 @@ impl Scene {
     }
 
     async fn publish(&self, properties: BasicProperties, body: &[u8]) {
-        publish(
-            &self.client,
-            EXCHANGE,
-            ROUTING_KEY,
-            [(properties, body.to_vec())],
-        )
-        .await;
+        publish(&self.client, EXCHANGE, ROUTING_KEY, [(properties, body.to_vec())]).await;
     }
 
     fn worker(&self) -> Worker {
@@ -172,11 +160,7 @@ impl Scene {
             self.client.depth("in").await == 0 && messages(&self.vhost, "in") == 0
         });
         worker.run_until(shutdown).await.expect("a clean drain");
-        assert_eq!(
-            self.client.depth("in").await,
-            0,
-            "the drain returned something"
-        );
+        assert_eq!(self.client.depth("in").await, 0, "the drain returned something");
         if listed(&self.vhost, "in.dead") {
             self.client.take_all("in.dead").await
         } else {
@@ -206,13 +190,8 @@ async fn publish(
     let mut sent = Vec::new();
     for (properties, body) in messages {
         let options = BasicPublishOptions::default();
-        let publishing = channel.basic_publish(
-            exchange.into(),
-            routing_key.into(),
-            options,
-            &body,
-            properties,
-        );
+        let publishing =
+            channel.basic_publish(exchange.into(), routing_key.into(), options, &body, properties);
         sent.push(publishing.await.expect("published"));
     }
     for confirm in sent {
@@ -229,10 +208,7 @@ fn text(text: &str) -> AMQPValue {
 fn full(id: Option<&str>, headers: &[(&str, AMQPValue)]) -> BasicProperties {
     let nested = arguments(&[("inner", AMQPValue::Boolean(true))]);
     let mut table = arguments(&[
-        (
-            "x-custom",
-            AMQPValue::LongString(vec![b'c', 0xff, 0].into()),
-        ),
+        ("x-custom", AMQPValue::LongString(vec![b'c', 0xff, 0].into())),
         ("x-number", AMQPValue::LongLongInt(-42)),
         ("x-table", AMQPValue::FieldTable(nested)),
     ]);
@@ -310,10 +286,7 @@ fn assert_dead(letter: &Delivery, death: &Death<'_>, original: &BasicProperties,
         }
         properties
     };
-    assert_eq!(
-        without_headers(&letter.properties),
-        without_headers(original)
-    );
+    assert_eq!(without_headers(&letter.properties), without_headers(original));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -325,11 +298,7 @@ async fn a_message_without_an_id_is_dead_with_all_that_it_carried() {
     }
     let letters = scene.work_off().await;
     assert_eq!((letters.len(), scene.recorder.runs().len()), (2, 0));
-    let death = Death {
-        reason: "missing-id",
-        attempts: 0,
-        error: "message-id",
-    };
+    let death = Death { reason: "missing-id", attempts: 0, error: "message-id" };
     for properties in &cases {
         let same = |letter: &&Delivery| letter.properties.message_id() == properties.message_id();
         let letter = letters.iter().find(same).expect("it is there");
@@ -353,11 +322,8 @@ async fn an_id_too_long_or_of_a_wrong_type_is_dead() {
     let mut scene = Scene::new().await;
     scene.options.identity.id = vec![Source::Header("x-id".to_owned())];
     let nested = AMQPValue::FieldTable(FieldTable::default());
-    let cases = [
-        (text(&"i".repeat(1025)), "1025"),
-        (nested, "table"),
-        (AMQPValue::Double(1.5), "float"),
-    ];
+    let cases =
+        [(text(&"i".repeat(1025)), "1025"), (nested, "table"), (AMQPValue::Double(1.5), "float")];
     let cases = cases.map(|(id, error)| (full(None, &[("x-id", id)]), error));
     for (properties, error) in &cases {
         scene.publish(properties.clone(), error.as_bytes()).await;
@@ -367,20 +333,9 @@ async fn an_id_too_long_or_of_a_wrong_type_is_dead() {
     let letters = scene.work_off().await;
     assert_eq!((letters.len(), scene.recorder.runs().len()), (3, 1));
     for (properties, error) in &cases {
-        let letter = letters
-            .iter()
-            .find(|letter| letter.data == error.as_bytes());
-        let death = Death {
-            reason: "bad-id",
-            attempts: 0,
-            error,
-        };
-        assert_dead(
-            letter.expect("it is there"),
-            &death,
-            properties,
-            error.as_bytes(),
-        );
+        let letter = letters.iter().find(|letter| letter.data == error.as_bytes());
+        let death = Death { reason: "bad-id", attempts: 0, error };
+        assert_dead(letter.expect("it is there"), &death, properties, error.as_bytes());
     }
 }
 
@@ -392,11 +347,7 @@ async fn a_known_id_with_another_body_is_a_conflict() {
     }
     let letters = scene.work_off().await;
     assert_eq!((letters.len(), scene.recorder.runs().len()), (1, 1));
-    let death = Death {
-        reason: "conflict",
-        attempts: 0,
-        error: "another body",
-    };
+    let death = Death { reason: "conflict", attempts: 0, error: "another body" };
     assert_dead(&letters[0], &death, &keyed("a", "k"), b"second");
 }
 
@@ -429,11 +380,7 @@ async fn a_body_that_does_not_decode_is_dead_on_its_first_attempt() {
     let worker = Worker::new(options).queue_with(scene.options.clone(), never);
     let letters = scene.work_off_with(worker).await;
     assert_eq!(letters.len(), 3);
-    let death = Death {
-        reason: "decode",
-        attempts: 1,
-        error: "JSON",
-    };
+    let death = Death { reason: "decode", attempts: 1, error: "JSON" };
     for ((number, body), letter) in bodies.into_iter().enumerate().zip(&letters) {
         assert_dead(letter, &death, &keyed(&number.to_string(), "k"), body);
     }
@@ -442,20 +389,12 @@ async fn a_body_that_does_not_decode_is_dead_on_its_first_attempt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_over_the_limit_arrives_whole_in_the_dead_letter_queue() {
     let scene = Scene::new().await;
-    let large: Vec<u8> = (0..3 * 1024 * 1024_u32)
-        .map(|at| (at % 251) as u8)
-        .collect();
+    let large: Vec<u8> = (0..3 * 1024 * 1024_u32).map(|at| (at % 251) as u8).collect();
     scene.publish(keyed("large", "k"), &large).await;
-    scene
-        .publish(keyed("limit", "k"), &vec![b'x'; 1024 * 1024])
-        .await;
+    scene.publish(keyed("limit", "k"), &vec![b'x'; 1024 * 1024]).await;
     let letters = scene.work_off().await;
     assert_eq!((letters.len(), scene.recorder.runs().len()), (1, 1));
-    let death = Death {
-        reason: "too-large",
-        attempts: 0,
-        error: "3145728 bytes",
-    };
+    let death = Death { reason: "too-large", attempts: 0, error: "3145728 bytes" };
     assert_dead(&letters[0], &death, &keyed("large", "k"), &large);
 }
 
@@ -473,25 +412,14 @@ async fn handlers_that_panic_or_hang_are_exhausted_while_other_keys_go_on() {
         scene.publish(keyed(&format!("behind {id}"), id), b"").await;
     }
     for number in 0..50 {
-        scene
-            .publish(
-                keyed(&format!("m{number}"), &format!("k{}", number % 5)),
-                b"",
-            )
-            .await;
+        scene.publish(keyed(&format!("m{number}"), &format!("k{}", number % 5)), b"").await;
     }
     let letters = scene.work_off().await;
     assert_eq!(letters.len(), 2);
     for (id, body, error) in poison {
-        let letter = letters
-            .iter()
-            .find(|letter| letter.data == body.as_bytes())
-            .expect("it is there");
-        let death = Death {
-            reason: "exhausted",
-            attempts: 3,
-            error,
-        };
+        let letter =
+            letters.iter().find(|letter| letter.data == body.as_bytes()).expect("it is there");
+        let death = Death { reason: "exhausted", attempts: 3, error };
         assert_dead(letter, &death, &keyed(id, id), body.as_bytes());
         let attempts = scene.recorder.runs_of(id);
         let attempts: Vec<_> = attempts.iter().map(|run| run.attempt).collect();
@@ -514,9 +442,7 @@ async fn a_hot_key_does_not_hold_up_the_others() {
     let mut scene = Scene::new().await;
     scene.options.concurrency = NonZeroUsize::new(4).unwrap();
     for number in 0..HOT {
-        scene
-            .publish(keyed(&format!("hot{number}"), "hot"), b"slow 200")
-            .await;
+        scene.publish(keyed(&format!("hot{number}"), "hot"), b"slow 200").await;
     }
     let others = (0..200).map(|number| {
         let properties = keyed(&format!("m{number}"), &format!("k{number}"));
@@ -527,21 +453,12 @@ async fn a_hot_key_does_not_hold_up_the_others() {
     let runs = scene.recorder.runs();
     assert_eq!(runs.len(), HOT + 200);
     let last = |prefix: &[u8]| {
-        let ended = runs
-            .iter()
-            .filter(|run| run.id.starts_with(prefix))
-            .map(|run| run.ended);
+        let ended = runs.iter().filter(|run| run.id.starts_with(prefix)).map(|run| run.ended);
         ended.max().flatten().expect("it ran")
     };
     let ahead = last(b"hot").duration_since(last(b"m"));
-    assert!(
-        ahead > Duration::from_millis(1000),
-        "the others end {ahead:?} before the hot key"
-    );
-    let hot: Vec<_> = runs
-        .iter()
-        .filter(|run| run.id.starts_with(b"hot"))
-        .collect();
+    assert!(ahead > Duration::from_millis(1000), "the others end {ahead:?} before the hot key");
+    let hot: Vec<_> = runs.iter().filter(|run| run.id.starts_with(b"hot")).collect();
     for (number, run) in hot.iter().enumerate() {
         assert_eq!(run.id, format!("hot{number}").as_bytes(), "in order");
     }
@@ -558,10 +475,7 @@ async fn a_dead_letter_is_not_routed_again_does_not_expire_and_needs_no_user() {
         full(Some(name), &[(name, to)]).with_user_id("guest".into())
     };
     // Through the default exchange, which routes the copies to the queue of that name.
-    let routed = [
-        (copies("CC"), b"reject cc".to_vec()),
-        (copies("BCC"), b"reject bcc".to_vec()),
-    ];
+    let routed = [(copies("CC"), b"reject cc".to_vec()), (copies("BCC"), b"reject bcc".to_vec())];
     publish(&scene.client, "", "in", routed).await;
     assert_eq!(scene.client.take_all("elsewhere").await.len(), 2);
     let short_lived = keyed("short-lived", "k").with_expiration("2000".into());
@@ -572,10 +486,7 @@ async fn a_dead_letter_is_not_routed_again_does_not_expire_and_needs_no_user() {
         eventually("dead-lettered", async || messages(&scene.vhost, "in") == 0).await;
         let same = BasicProperties::default().with_expiration("2000".into());
         publish(&scene.client, "", "hourglass", [(same, Vec::new())]).await;
-        eventually("expired", async || {
-            scene.client.depth("hourglass").await == 0
-        })
-        .await;
+        eventually("expired", async || scene.client.depth("hourglass").await == 0).await;
     };
     worker.run_until(expiring).await.expect("a clean drain");
 
@@ -586,10 +497,7 @@ async fn a_dead_letter_is_not_routed_again_does_not_expire_and_needs_no_user() {
         let found = letters.iter().find(|letter| letter.data == body);
         let properties = &found.expect("it is there").properties;
         assert_eq!(properties.app_id().clone(), Some("shop-7".into()));
-        assert_eq!(
-            (properties.user_id(), properties.expiration()),
-            (&None, &None)
-        );
+        assert_eq!((properties.user_id(), properties.expiration()), (&None, &None));
         properties.headers().clone().expect("headers")
     };
     let cc = letter(b"reject cc");
@@ -622,12 +530,7 @@ impl Stage {
         drop(free);
         let tables = format!("[http]\nlisten = \"{endpoint}\"\n[queues.in]\n{queue}\n");
         let directory = WorkerDir::new(&vhost.url(), &tables);
-        Self {
-            client,
-            vhost,
-            directory,
-            endpoint,
-        }
+        Self { client, vhost, directory, endpoint }
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
@@ -643,15 +546,12 @@ impl Stage {
     /// A metric's value; `None` while the endpoint does not answer.
     async fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await;
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+        text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
     }
 
     async fn metric_becomes(&self, series: &str, value: f64) {
-        eventually(&format!("{series} {value}"), async || {
-            self.metric(series).await == Some(value)
-        })
-        .await;
+        eventually(&format!("{series} {value}"), async || self.metric(series).await == Some(value))
+            .await;
     }
 
     async fn stop(&self, worker: WorkerProcess) {
@@ -677,18 +577,13 @@ async fn an_id_may_be_any_bytes_and_is_escaped_in_the_log() {
     let twins = [(message.clone(), Vec::new()), (message, Vec::new())];
     publish(&stage.client, "", "in", twins).await;
     let worker = stage.directory.start();
-    stage
-        .metric_becomes("onceward_settled_total{queue=\"in\",result=\"acked\"}", 2.0)
-        .await;
+    stage.metric_becomes("onceward_settled_total{queue=\"in\",result=\"acked\"}", 2.0).await;
     let done = stage.metric("onceward_done_total{queue=\"in\"}").await;
     assert_eq!(done, Some(1.0));
     stage.stop(worker).await;
     let logged = std::fs::read(stage.directory.log()).expect("a log");
     let logged = String::from_utf8(logged).expect("the log is UTF-8");
-    assert!(
-        logged.contains(r"\\u{1b}[31m\\xff\\xfe\\n\\u{0}end"),
-        "{logged}"
-    );
+    assert!(logged.contains(r"\\u{1b}[31m\\xff\\xfe\\n\\u{0}end"), "{logged}");
     let is_raw = |c: char| c.is_control() && c != '\n';
     assert!(!logged.contains(is_raw), "{logged}");
     assert!(!logged.contains("\\u001b"), "{logged}");
@@ -698,17 +593,10 @@ async fn an_id_may_be_any_bytes_and_is_escaped_in_the_log() {
 async fn messages_without_a_key_run_beside_each_other_and_that_is_said_once() {
     let stage =
         Stage::new("deliver = { type = \"command\", argv = [\"/bin/sleep\", \"1\"] }").await;
-    stage
-        .client
-        .publish("in", (0..20).map(|number| number.to_string()))
-        .await;
+    stage.client.publish("in", (0..20).map(|number| number.to_string())).await;
     let worker = stage.directory.start();
-    stage
-        .metric_becomes("onceward_in_flight{queue=\"in\"}", 20.0)
-        .await;
-    stage
-        .metric_becomes("onceward_done_total{queue=\"in\"}", 20.0)
-        .await;
+    stage.metric_becomes("onceward_in_flight{queue=\"in\"}", 20.0).await;
+    stage.metric_becomes("onceward_done_total{queue=\"in\"}", 20.0).await;
     stage.stop(worker).await;
     assert_eq!(stage.logged("no ordering key").len(), 1);
 }
@@ -753,16 +641,11 @@ async fn a_message_that_kills_the_process_ends_as_a_crash_loop_and_the_others_ar
     stage.stop(worker).await;
     assert!(kills >= MAX_ATTEMPTS, "{kills} kills");
     let letters = stage.client.take_all("in.dead").await;
-    let dead: Vec<_> = letters
-        .iter()
-        .map(|letter| letter.properties.message_id().clone())
-        .collect();
+    let dead: Vec<_> =
+        letters.iter().map(|letter| letter.properties.message_id().clone()).collect();
     assert_eq!(dead, [Some("poison".into())], "nobody else died");
     let headers = letters[0].properties.headers().clone().expect("headers");
-    assert_eq!(
-        headers.inner().get("x-onceward-reason"),
-        Some(&text("crash-loop"))
-    );
+    assert_eq!(headers.inner().get("x-onceward-reason"), Some(&text("crash-loop")));
     assert_eq!(
         headers.inner().get("x-onceward-attempts"),
         Some(&AMQPValue::LongLongInt(MAX_ATTEMPTS as i64))
@@ -779,10 +662,8 @@ async fn headers_nested_by_the_thousand_are_dead_and_the_worker_survives() {
     let stage = Stage::new("deliver = { type = \"log\" }").await;
     let before = (0..10).map(|number| format!("before {number}"));
     stage.client.publish("in", before).await;
-    let nested = [
-        raw_amqp::nested_arrays(b"deep", 15_000),
-        raw_amqp::nested_tables(b"deep", 15_000),
-    ];
+    let nested =
+        [raw_amqp::nested_arrays(b"deep", 15_000), raw_amqp::nested_tables(b"deep", 15_000)];
     let nested = nested.into_iter().enumerate().map(|(number, headers)| {
         let others = raw_amqp::header(b"x-custom", b"kept");
         RawMessage {
@@ -796,12 +677,7 @@ async fn headers_nested_by_the_thousand_are_dead_and_the_worker_survives() {
     let after = (0..10).map(|number| format!("after {number}"));
     stage.client.publish("in", after).await;
     let worker = stage.directory.start();
-    stage
-        .metric_becomes(
-            "onceward_settled_total{queue=\"in\",result=\"acked\"}",
-            22.0,
-        )
-        .await;
+    stage.metric_becomes("onceward_settled_total{queue=\"in\",result=\"acked\"}", 22.0).await;
     let done = stage.metric("onceward_done_total{queue=\"in\"}").await;
     assert_eq!(done, Some(20.0));
     stage.stop(worker).await;
@@ -836,21 +712,14 @@ async fn a_message_that_cannot_be_parsed_blocks_its_queue_alone_until_it_is_quar
     stage.client.publish("in", after).await;
 
     let mut worker = stage.directory.start();
-    stage
-        .metric_becomes("onceward_blocked{queue=\"in\"}", 1.0)
-        .await;
+    stage.metric_becomes("onceward_blocked{queue=\"in\"}", 1.0).await;
     let (status, reasons) = stage.get("/readyz").await;
     assert_eq!(status, 503);
     assert!(reasons.contains("queue in:"), "{reasons}");
     let done = "onceward_done_total{queue=\"in\"}";
     stage.metric_becomes(done, 10.0).await;
-    stage
-        .client
-        .publish("other", (0..10).map(|number| number.to_string()))
-        .await;
-    stage
-        .metric_becomes("onceward_done_total{queue=\"other\"}", 10.0)
-        .await;
+    stage.client.publish("other", (0..10).map(|number| number.to_string())).await;
+    stage.metric_becomes("onceward_done_total{queue=\"other\"}", 10.0).await;
     // Through two of its looks at the queue it stays so, and says it once.
     let reconnects = "onceward_reconnects_total{queue=\"in\"}";
     let seen = stage.metric(reconnects).await.expect("it is there");
@@ -870,22 +739,15 @@ async fn a_message_that_cannot_be_parsed_blocks_its_queue_alone_until_it_is_quar
     );
     assert!(worker.is_running());
 
-    let mut quarantine = stage
-        .directory
-        .command(&["quarantine", "--queue", "in", "--out", "kept"]);
+    let mut quarantine = stage.directory.command(&["quarantine", "--queue", "in", "--out", "kept"]);
     let quarantined =
         tokio::task::block_in_place(|| quarantine.output()).expect("the binary starts");
     assert!(quarantined.status.success(), "{quarantined:?}");
     let said = String::from_utf8_lossy(&quarantined.stdout).into_owned();
-    assert!(
-        said.contains(r"message-id is not UTF-8: \xff\xfeid"),
-        "{said}"
-    );
+    assert!(said.contains(r"message-id is not UTF-8: \xff\xfeid"), "{said}");
 
     stage.metric_becomes(done, 20.0).await;
-    stage
-        .metric_becomes("onceward_blocked{queue=\"in\"}", 0.0)
-        .await;
+    stage.metric_becomes("onceward_blocked{queue=\"in\"}", 0.0).await;
     eventually("ready", async || stage.get("/readyz").await.0 == 200).await;
     let prefetches = stage.logged("\"consuming\",\"queue\":\"in\"");
     let last = prefetches.last().expect("it consumed");
@@ -896,10 +758,7 @@ async fn a_message_that_cannot_be_parsed_blocks_its_queue_alone_until_it_is_quar
     assert_eq!(kept.len(), 2, "{kept:?}");
     for path in kept {
         let bytes = std::fs::read(&path).expect("a file");
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "json")
-        {
+        if path.extension().is_some_and(|extension| extension == "json") {
             let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
             assert_eq!(json["properties"]["message-id"], "\\xff\\xfeid");
             assert_eq!(json["properties"]["headers"]["x-custom"], "kept");
@@ -925,9 +784,7 @@ async fn a_flood_of_keys_is_worked_off_in_bounded_memory() {
     publish(&stage.client, "", "in", messages).await;
     let command = stage.directory.command(&["run", "--set", "log.level=warn"]);
     let worker = stage.directory.start_as(command);
-    stage
-        .metric_becomes("onceward_done_total{queue=\"in\"}", f64::from(KEYS))
-        .await;
+    stage.metric_becomes("onceward_done_total{queue=\"in\"}", f64::from(KEYS)).await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.id()));
     let status = status.expect("it runs");
     let peak = status.lines().find_map(|line| {

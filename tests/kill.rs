@@ -40,15 +40,9 @@ impl Order {
 
     fn parse(body: &[u8]) -> Self {
         let text = std::str::from_utf8(body).expect("text");
-        let mut numbers = text
-            .split(' ')
-            .map(|number| number.parse().expect("a number"));
+        let mut numbers = text.split(' ').map(|number| number.parse().expect("a number"));
         let mut next = || numbers.next().expect("three numbers");
-        Self {
-            number: next(),
-            key: next(),
-            sequence: next(),
-        }
+        Self { number: next(), key: next(), sequence: next() }
     }
 }
 
@@ -65,11 +59,7 @@ fn orders(random: &mut fastrand::Rng) -> Vec<Order> {
         }
         let key = random.usize(..KEYS);
         sequences[key] += 1;
-        let order = Order {
-            number,
-            key,
-            sequence: sequences[key],
-        };
+        let order = Order { number, key, sequence: sequences[key] };
         number += 1;
         orders.push(order);
         recent.push_back(order);
@@ -81,18 +71,12 @@ fn orders(random: &mut fastrand::Rng) -> Vec<Order> {
 }
 
 async fn publish(channel: &Channel, orders: &[Order]) {
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await
-        .expect("confirms");
+    channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     for orders in orders.chunks(2_000) {
         let mut confirms = Vec::with_capacity(orders.len());
         for order in orders {
             let mut headers = FieldTable::default();
-            headers.insert(
-                "x-key".into(),
-                AMQPValue::LongString(order.key.to_string().into()),
-            );
+            headers.insert("x-key".into(), AMQPValue::LongString(order.key.to_string().into()));
             let properties = BasicProperties::default()
                 .with_delivery_mode(2)
                 .with_message_id(format!("m{}", order.number).into())
@@ -114,27 +98,15 @@ async fn publish(channel: &Channel, orders: &[Order]) {
 async fn arrivals(client: &Client) -> Vec<(String, Order)> {
     let expected = client.depth("out").await as usize;
     let channel = client.channel().await;
-    let options = BasicConsumeOptions {
-        no_ack: true,
-        ..BasicConsumeOptions::default()
-    };
+    let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
     let mut consumer = channel
-        .basic_consume(
-            "out".into(),
-            "ledger".into(),
-            options,
-            FieldTable::default(),
-        )
+        .basic_consume("out".into(), "ledger".into(), options, FieldTable::default())
         .await
         .expect("the queue exists");
     let mut arrivals = Vec::with_capacity(expected);
     while arrivals.len() < expected {
         let delivery = consumer.next().await.expect("more").expect("a delivery");
-        let id = delivery
-            .properties
-            .message_id()
-            .clone()
-            .expect("an outgoing id");
+        let id = delivery.properties.message_id().clone().expect("an outgoing id");
         arrivals.push((id.to_string(), Order::parse(&delivery.data)));
     }
     arrivals
@@ -142,9 +114,7 @@ async fn arrivals(client: &Client) -> Vec<(String, Order)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_kills_lose_nothing_double_nothing_and_keep_the_order_of_keys() {
-    let seed = std::env::var("ONCEWARD_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("ONCEWARD_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("ONCEWARD_SEED={seed} cargo test --features testkit --test kill");
     let mut random = fastrand::Rng::with_seed(seed);
@@ -178,11 +148,7 @@ async fn twenty_kills_lose_nothing_double_nothing_and_keep_the_order_of_keys() {
     worker.wait_for_log("\"consuming\"", Duration::from_secs(30));
     loop {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(
-            started.elapsed() < Duration::from_secs(240),
-            "{}",
-            directory.logged()
-        );
+        assert!(started.elapsed() < Duration::from_secs(240), "{}", directory.logged());
         let (ready, downstream) = (client.depth("in").await, client.depth("out").await);
         if ready == 0 && downstream as usize >= distinct.len() {
             break;
@@ -199,33 +165,17 @@ async fn twenty_kills_lose_nothing_double_nothing_and_keep_the_order_of_keys() {
     let mut last_of_key = vec![0; KEYS];
     for (outgoing_id, order) in &arrivals {
         let first = outgoing_ids.entry(order.number).or_insert_with(|| {
-            assert_eq!(
-                order.sequence,
-                last_of_key[order.key] + 1,
-                "key {} in order",
-                order.key
-            );
+            assert_eq!(order.sequence, last_of_key[order.key] + 1, "key {} in order", order.key);
             last_of_key[order.key] = order.sequence;
             (outgoing_id.clone(), *order)
         });
-        assert_eq!(
-            first,
-            &(outgoing_id.clone(), *order),
-            "a duplicate has the same id and body"
-        );
+        assert_eq!(first, &(outgoing_id.clone(), *order), "a duplicate has the same id and body");
     }
     assert_eq!(outgoing_ids.len(), distinct.len(), "every id is downstream");
     let ids: HashSet<_> = outgoing_ids.values().map(|(id, _)| id).collect();
-    assert_eq!(
-        ids.len(),
-        distinct.len(),
-        "no two messages share an outgoing id"
-    );
+    assert_eq!(ids.len(), distinct.len(), "no two messages share an outgoing id");
     let logged = directory.logged();
-    assert!(
-        !logged.contains("PRECONDITION_FAILED") && !logged.contains("406"),
-        "{logged}"
-    );
+    assert!(!logged.contains("PRECONDITION_FAILED") && !logged.contains("406"), "{logged}");
     println!(
         "{MESSAGES} messages, {} ids, {} downstream ({} repeated under their id), {KILLS} kills, {:?}",
         distinct.len(),

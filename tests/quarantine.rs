@@ -72,10 +72,7 @@ async fn the_head_is_taken_alone_from_every_kind_of_queue() {
     scene.client.declare_classic("in").await;
     scene.client.declare_quorum("single").await;
     let quorum = arguments(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
-    scene
-        .client
-        .declare("quorum", QueueDeclareOptions::durable(), quorum)
-        .await;
+    scene.client.declare("quorum", QueueDeclareOptions::durable(), quorum).await;
     for queue in ["in", "single", "quorum"] {
         scene.publish_bad(queue);
         scene.publish_bad(queue);
@@ -103,10 +100,7 @@ async fn a_readable_head_stays_unless_it_is_taken_by_force() {
     scene.client.declare_classic("in").await;
     scene.client.publish("in", ["good".to_owned()]).await;
     let said = scene.refused(&["--queue", "in"], 1);
-    assert!(
-        said.contains("the head of queue \"in\" is readable; nothing to quarantine"),
-        "{said}"
-    );
+    assert!(said.contains("the head of queue \"in\" is readable; nothing to quarantine"), "{said}");
     assert_eq!(scene.client.depth("in").await, 1);
     let taken = scene.quarantine(&["--queue", "in", "--force"]);
     assert!(taken.status.success(), "{taken:?}");
@@ -132,17 +126,10 @@ async fn a_queue_that_is_consumed_is_left_alone_after_a_while() {
     scene.client.declare_quorum("single").await;
     for (queue, exclusive) in [("in", true), ("single", false)] {
         scene.client.publish(queue, ["held".to_owned()]).await;
-        let options = BasicConsumeOptions {
-            exclusive,
-            ..BasicConsumeOptions::default()
-        };
+        let options = BasicConsumeOptions { exclusive, ..BasicConsumeOptions::default() };
         let channel = scene.client.channel().await;
-        let consuming = channel.basic_consume(
-            queue.into(),
-            "holder".into(),
-            options,
-            FieldTable::default(),
-        );
+        let consuming =
+            channel.basic_consume(queue.into(), "holder".into(), options, FieldTable::default());
         let consumer = consuming.await.expect("a consumer");
         let said = scene.refused(&["--queue", queue, "--wait", "2s"], 1);
         assert!(said.contains("waiting up to 2s"), "{said}");

@@ -58,16 +58,11 @@ fn calls(trace: &str) -> Vec<Call> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_ack_frame_leaves_before_the_fdatasync_of_its_record() {
     let strace = Command::new("strace").arg("-V").output();
-    assert!(
-        strace.is_ok(),
-        "strace is missing: run `apt-get install -y strace`"
-    );
+    assert!(strace.is_ok(), "strace is missing: run `apt-get install -y strace`");
     let vhost = Vhost::new();
     let client = vhost.client().await;
     client.declare_classic("in").await;
-    client
-        .publish("in", (0..MESSAGES).map(|number| number.to_string()))
-        .await;
+    client.publish("in", (0..MESSAGES).map(|number| number.to_string())).await;
     let directory = WorkerDir::new(
         &vhost.url(),
         "[http]\nlisten = \"\"\n[queues.in]\nprefetch = 1\ndeliver = { type = \"log\" }\n",
@@ -93,9 +88,7 @@ async fn no_ack_frame_leaves_before_the_fdatasync_of_its_record() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // strace passes the signal on to nobody: the worker is its child.
-    let ended = Command::new("pkill")
-        .args(["-TERM", "-P", &worker.id().to_string()])
-        .status();
+    let ended = Command::new("pkill").args(["-TERM", "-P", &worker.id().to_string()]).status();
     assert!(ended.expect("pkill is there").success());
     worker.wait(Duration::from_secs(40));
 

@@ -48,22 +48,14 @@ impl Handler<Body> for Recorder {
     async fn handle(&self, cx: &mut Context, Body(body): Body) -> onceward::Result {
         let body = String::from_utf8_lossy(&body).into_owned();
         let id = cx.id().to_string();
-        let run = Run {
-            id,
-            body: body.clone(),
-            attempt: cx.attempt(),
-            at: Instant::now(),
-        };
+        let run = Run { id, body: body.clone(), attempt: cx.attempt(), at: Instant::now() };
         self.runs.lock().expect("not poisoned").push(run);
         match body.split_once(' ').unwrap_or((&body, "")) {
             ("slow", millis) => sleep(Duration::from_millis(millis.parse()?)).await,
             ("reject", why) => return Err(reject(why)),
             ("panic", why) => panic!("{why}"),
             ("after", millis) if cx.attempt() == 1 => {
-                return Err(retry_after(
-                    Duration::from_millis(millis.parse()?),
-                    "not yet",
-                ));
+                return Err(retry_after(Duration::from_millis(millis.parse()?), "not yet"));
             }
             ("fail", times) if cx.attempt() <= times.parse()? => {
                 return Err(HandleError::from(std::io::Error::other("no luck")));
@@ -112,10 +104,7 @@ impl World {
         let mut options = QueueOptions::new(QUEUE);
         options.declare = Declare::Passive;
         options.identity.key = vec![Source::Header("key".to_owned())];
-        options.retry = Retry {
-            jitter: false,
-            ..Retry::default()
-        };
+        options.retry = Retry { jitter: false, ..Retry::default() };
         Self {
             broker,
             disk: SimulatedDisk::new(),
@@ -139,28 +128,18 @@ impl World {
     }
 
     fn start(&self) -> Running {
-        let worker = self
-            .worker()
-            .queue_with(self.options.clone(), self.recorder.clone());
+        let worker = self.worker().queue_with(self.options.clone(), self.recorder.clone());
         let health = worker.health();
         let (stop, stopped) = oneshot::channel();
         #[expect(clippy::disallowed_methods, reason = "the test owns and joins it")]
         let ended = tokio::spawn(worker.run_until(async { drop(stopped.await) }));
-        Running {
-            health,
-            stop,
-            ended,
-        }
+        Running { health, stop, ended }
     }
 
     fn publish(&self, id: &str, key: &str, body: &str) {
         let headers = BTreeMap::from([("key".to_owned(), HeaderValue::from(key))]);
         let message_id = (!id.is_empty()).then(|| id.to_owned());
-        let properties = Properties {
-            message_id,
-            headers,
-            ..Properties::default()
-        };
+        let properties = Properties { message_id, headers, ..Properties::default() };
         assert!(self.broker.publish(Message {
             routing_key: QUEUE.to_owned(),
             properties,
@@ -175,18 +154,12 @@ impl World {
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(3600), empty)
-            .await
-            .expect("all is settled");
+        tokio::time::timeout(Duration::from_secs(3600), empty).await.expect("all is settled");
         assert_eq!(self.broker.stats().precondition_failed, 0);
     }
 
     fn dead_letters(&self) -> Vec<DeadLetter> {
-        self.broker
-            .take_all(DEAD)
-            .iter()
-            .map(|message| DeadLetter::new(message))
-            .collect()
+        self.broker.take_all(DEAD).iter().map(|message| DeadLetter::new(message)).collect()
     }
 }
 
@@ -199,17 +172,11 @@ struct DeadLetter {
 impl DeadLetter {
     fn new(message: &Message) -> Self {
         let body = String::from_utf8_lossy(&message.body).into_owned();
-        Self {
-            body,
-            headers: message.properties.headers.clone(),
-        }
+        Self { body, headers: message.properties.headers.clone() }
     }
 
     fn text(&self, header: &str) -> &str {
-        self.headers
-            .get(header)
-            .and_then(HeaderValue::as_str)
-            .unwrap_or_default()
+        self.headers.get(header).and_then(HeaderValue::as_str).unwrap_or_default()
     }
 
     fn reason(&self) -> &str {
@@ -239,11 +206,7 @@ async fn nothing_is_acked_before_its_sync_has_returned() {
     let worker = world.start();
     sleep(Duration::from_millis(900)).await;
     assert_eq!(world.recorder.ids(), ["a"]);
-    assert_eq!(
-        world.broker.stats().acked,
-        0,
-        "the sync of the record is still under way"
-    );
+    assert_eq!(world.broker.stats().acked, 0, "the sync of the record is still under way");
     world.settled().await;
     worker.drain().await.expect("a clean drain");
 }
@@ -291,26 +254,11 @@ async fn a_failing_message_holds_back_its_own_key_only() {
     let start = Instant::now();
     let worker = world.start();
     world.settled().await;
-    let runs: Vec<_> = world
-        .recorder
-        .runs()
-        .into_iter()
-        .map(|run| (run.id, run.attempt))
-        .collect();
-    let expected = [
-        ("a1", 1),
-        ("b1", 1),
-        ("a1", 2),
-        ("a1", 3),
-        ("a1", 4),
-        ("a2", 1),
-    ];
+    let runs: Vec<_> = world.recorder.runs().into_iter().map(|run| (run.id, run.attempt)).collect();
+    let expected = [("a1", 1), ("b1", 1), ("a1", 2), ("a1", 3), ("a1", 4), ("a2", 1)];
     assert_eq!(runs, expected.map(|(id, attempt)| (id.to_owned(), attempt)));
     let waited = world.recorder.runs()[4].at - start;
-    assert!(
-        waited >= Duration::from_millis(500 + 1000 + 2000),
-        "{waited:?}"
-    );
+    assert!(waited >= Duration::from_millis(500 + 1000 + 2000), "{waited:?}");
     worker.drain().await.expect("a clean drain");
 }
 
@@ -348,29 +296,18 @@ async fn every_death_is_in_the_dead_letter_queue_with_its_reason() {
     world.settled().await;
     let letters = world.dead_letters();
     for (reason, id, body, attempts) in cases {
-        let letter = letters
-            .iter()
-            .find(|letter| letter.reason() == reason && letter.body == body);
+        let letter = letters.iter().find(|letter| letter.reason() == reason && letter.body == body);
         let letter = letter.unwrap_or_else(|| panic!("{reason} {id:.9} is missing: {letters:#?}"));
-        assert_eq!(
-            letter.headers["x-onceward-attempts"],
-            HeaderValue::from(attempts as u32)
-        );
+        assert_eq!(letter.headers["x-onceward-attempts"], HeaderValue::from(attempts as u32));
         assert_eq!(letter.text("x-onceward-queue"), QUEUE);
         assert_eq!(letter.text("x-onceward-routing-key"), QUEUE);
         assert_eq!(letter.headers["key"], HeaderValue::from(id));
-        assert_eq!(
-            letter.headers["x-onceward-first-seen"],
-            HeaderValue::Timestamp(1_700_000_000)
-        );
+        assert_eq!(letter.headers["x-onceward-first-seen"], HeaderValue::Timestamp(1_700_000_000));
     }
     assert_eq!(letters.len(), 7);
     let error_of = |body: &str| {
         let letter = letters.iter().find(|letter| letter.body == body);
-        letter
-            .expect("it is there")
-            .text("x-onceward-error")
-            .to_owned()
+        letter.expect("it is there").text("x-onceward-error").to_owned()
     };
     assert_eq!(error_of("reject unknown sku"), "unknown sku");
     assert_eq!(error_of("panic oh no"), "the handler panicked: oh no");
@@ -394,12 +331,7 @@ async fn a_body_that_does_not_decode_dies_on_its_first_attempt() {
     worker.run_until(settled).await.expect("a clean drain");
     let letters = world.dead_letters();
     assert_eq!(letters[0].reason(), "decode");
-    assert!(
-        letters[0]
-            .text("x-onceward-error")
-            .contains("missing field"),
-        "{letters:?}"
-    );
+    assert!(letters[0].text("x-onceward-error").contains("missing field"), "{letters:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -414,10 +346,7 @@ async fn another_body_under_a_known_id_is_a_conflict_and_never_skipped_in_silenc
     world.settled().await;
     assert_eq!(world.recorder.runs().len(), 1);
     let letters = world.dead_letters();
-    let dead: Vec<_> = letters
-        .iter()
-        .map(|letter| (letter.reason(), &*letter.body))
-        .collect();
+    let dead: Vec<_> = letters.iter().map(|letter| (letter.reason(), &*letter.body)).collect();
     assert_eq!(dead, [("conflict", "second"), ("conflict", "third")]);
     worker.drain().await.expect("a clean drain");
 }
@@ -430,10 +359,7 @@ async fn a_conflict_can_be_skipped_by_choice() {
     world.publish("a", "k", "second");
     let worker = world.start();
     world.settled().await;
-    assert_eq!(
-        (world.recorder.runs().len(), world.dead_letters().len()),
-        (1, 0)
-    );
+    assert_eq!((world.recorder.runs().len(), world.dead_letters().len()), (1, 0));
     worker.drain().await.expect("a clean drain");
 }
 
@@ -463,11 +389,7 @@ async fn a_failed_sync_stops_the_worker_and_acks_nothing() {
     let ended = worker.ended.await.expect("the worker does not panic");
     assert!(matches!(ended, Err(RunError::StoreFailed(_))), "{ended:?}");
     assert_eq!(world.broker.stats().acked, 0);
-    assert_eq!(
-        world.broker.depth(QUEUE),
-        (1, 0),
-        "the message is back in its queue"
-    );
+    assert_eq!(world.broker.depth(QUEUE), (1, 0), "the message is back in its queue");
 }
 
 #[tokio::test(start_paused = true)]
@@ -494,12 +416,7 @@ async fn a_drain_does_not_wait_for_a_retry_and_keeps_its_count() {
     worker.drain().await.expect("a clean drain");
     let worker = world.start();
     world.settled().await;
-    let attempts: Vec<_> = world
-        .recorder
-        .runs()
-        .iter()
-        .map(|run| run.attempt)
-        .collect();
+    let attempts: Vec<_> = world.recorder.runs().iter().map(|run| run.attempt).collect();
     assert_eq!(attempts, [1, 2, 3, 4, 5, 6]);
     worker.drain().await.expect("a clean drain");
 }
@@ -516,11 +433,7 @@ async fn a_message_that_kills_the_process_ends_as_a_crash_loop() {
     }
     let worker = world.start();
     world.settled().await;
-    assert_eq!(
-        world.recorder.runs().len(),
-        4,
-        "the limit, and the first run that no row told of"
-    );
+    assert_eq!(world.recorder.runs().len(), 4, "the limit, and the first run that no row told of");
     let letters = world.dead_letters();
     assert_eq!(letters[0].reason(), "crash-loop");
     worker.drain().await.expect("a clean drain");
@@ -546,11 +459,7 @@ async fn a_dead_letter_that_was_not_confirmed_is_published_again_under_its_id() 
     assert_eq!(world.recorder.runs().len(), 1);
     world.publish("a", "k", "reject no");
     world.settled().await;
-    assert_eq!(
-        world.dead_letters().len(),
-        0,
-        "a twin of a dead message is a duplicate"
-    );
+    assert_eq!(world.dead_letters().len(), 0, "a twin of a dead message is a duplicate");
     worker.drain().await.expect("a clean drain");
 }
 
@@ -606,15 +515,8 @@ async fn two_workers_on_one_store_are_refused() {
     let world = World::new();
     let first = world.start();
     sleep(Duration::from_millis(10)).await;
-    let second = world
-        .start()
-        .ended
-        .await
-        .expect("the worker does not panic");
-    assert!(
-        matches!(second, Err(RunError::StoreFailed(_))),
-        "{second:?}"
-    );
+    let second = world.start().ended.await.expect("the worker does not panic");
+    assert!(matches!(second, Err(RunError::StoreFailed(_))), "{second:?}");
     first.drain().await.expect("a clean drain");
 }
 
@@ -633,10 +535,7 @@ async fn one_id_that_two_queues_share_runs_once() {
     let message = world.broker.take_all(QUEUE).remove(0);
     for queue in [QUEUE, "other"] {
         let routing_key = queue.to_owned();
-        assert!(world.broker.publish(Message {
-            routing_key,
-            ..(*message).clone()
-        }));
+        assert!(world.broker.publish(Message { routing_key, ..(*message).clone() }));
     }
     let worker = world
         .worker()
@@ -659,10 +558,7 @@ async fn a_queue_is_registered_once() {
         .queue_with(world.options.clone(), world.recorder.clone())
         .queue_with(world.options.clone(), world.recorder.clone());
     let ended = worker.run_until(std::future::pending()).await;
-    assert!(
-        matches!(&ended, Err(RunError::Twice { queue }) if queue == QUEUE),
-        "{ended:?}"
-    );
+    assert!(matches!(&ended, Err(RunError::Twice { queue }) if queue == QUEUE), "{ended:?}");
 }
 
 /// Panics wherever the runtime touches it: when it is dropped with a cut-off attempt, and when it is shown.
@@ -699,22 +595,10 @@ async fn a_panic_in_a_destructor_or_in_an_error_s_text_is_an_attempt() {
     world.publish("drop", "a", "");
     world.publish("show", "b", "");
     let worker = world.worker().queue_with(world.options.clone(), spiteful);
-    worker
-        .run_until(world.settled())
-        .await
-        .expect("a clean drain");
+    worker.run_until(world.settled()).await.expect("a clean drain");
     let errors = world.dead_letters();
-    let errors: Vec<_> = errors
-        .iter()
-        .map(|letter| letter.text("x-onceward-error"))
-        .collect();
-    assert_eq!(
-        errors,
-        [
-            "the handler panicked: shown",
-            "the handler panicked: dropped"
-        ]
-    );
+    let errors: Vec<_> = errors.iter().map(|letter| letter.text("x-onceward-error")).collect();
+    assert_eq!(errors, ["the handler panicked: shown", "the handler panicked: dropped"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -725,10 +609,7 @@ async fn times_without_end_are_no_overflow() {
     let mut options = world.store_options();
     options.drain = Duration::MAX;
     let worker = Worker::new(options).queue_with(world.options.clone(), world.recorder.clone());
-    worker
-        .run_until(world.settled())
-        .await
-        .expect("a clean drain");
+    worker.run_until(world.settled()).await.expect("a clean drain");
     assert_eq!(world.recorder.ids(), ["a"]);
 }
 
@@ -738,17 +619,9 @@ async fn a_bad_ordering_key_does_not_cost_the_message_its_id() {
     for _ in 0..2 {
         let headers = BTreeMap::from([("key".to_owned(), HeaderValue::Float(1.5))]);
         let message_id = Some("a".to_owned());
-        let properties = Properties {
-            message_id,
-            headers,
-            ..Properties::default()
-        };
+        let properties = Properties { message_id, headers, ..Properties::default() };
         let routing_key = QUEUE.to_owned();
-        assert!(world.broker.publish(Message {
-            routing_key,
-            properties,
-            ..Message::default()
-        }));
+        assert!(world.broker.publish(Message { routing_key, properties, ..Message::default() }));
     }
     let worker = world.start();
     world.settled().await;
@@ -772,12 +645,7 @@ async fn an_attempt_is_remembered_for_a_twin_too() {
     assert!(world.broker.publish(message));
     let worker = world.start();
     world.settled().await;
-    let attempts: Vec<_> = world
-        .recorder
-        .runs()
-        .iter()
-        .map(|run| run.attempt)
-        .collect();
+    let attempts: Vec<_> = world.recorder.runs().iter().map(|run| run.attempt).collect();
     assert_eq!(attempts, [1, 2, 3]);
     worker.drain().await.expect("a clean drain");
 }

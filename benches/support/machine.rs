@@ -30,10 +30,7 @@ pub(crate) fn header(bench: &str, settings: Value) -> Result<Value> {
 /// Processes that ran or waited for a core or the disk, over the last minute.
 pub(crate) fn load_1m() -> Result<f64> {
     let load = fs::read_to_string("/proc/loadavg")?;
-    let first = load
-        .split_whitespace()
-        .next()
-        .context("an empty load average")?;
+    let first = load.split_whitespace().next().context("an empty load average")?;
     Ok(first.parse()?)
 }
 
@@ -41,9 +38,7 @@ pub(crate) fn load_1m() -> Result<f64> {
 pub(crate) fn cpu_us(process: &str) -> Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name, in parentheses, may hold spaces; after it come the fields from the third on.
-    let (_, fields) = stat
-        .rsplit_once(')')
-        .context("a stat line without a name")?;
+    let (_, fields) = stat.rsplit_once(')').context("a stat line without a name")?;
     let ticks = fields.split_whitespace().skip(11).take(2);
     let ticks: u64 = ticks.map(str::parse::<u64>).sum::<Result<u64, _>>()?;
     Ok(ticks * 1_000_000 / TICKS_PER_SECOND)

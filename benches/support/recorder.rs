@@ -65,10 +65,7 @@ fn name(key: &Key) -> String {
     let labels = key.labels().filter(|label| label.key() != "queue");
     let labels = labels.map(|label| label.value().to_owned());
     let name = key.name().trim_start_matches("onceward_").to_owned();
-    std::iter::once(name)
-        .chain(labels)
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(name).chain(labels).collect::<Vec<_>>().join(" ")
 }
 
 impl metrics::Recorder for Recorder {
@@ -111,9 +108,7 @@ pub(crate) struct Distribution {
 impl Default for Distribution {
     fn default() -> Self {
         let buckets = std::iter::repeat_with(AtomicU64::default);
-        Self {
-            buckets: buckets.take(BUCKETS).collect(),
-        }
+        Self { buckets: buckets.take(BUCKETS).collect() }
     }
 }
 
@@ -131,10 +126,7 @@ impl HistogramFn for Distribution {
 
 impl Distribution {
     pub(crate) fn count(&self) -> u64 {
-        self.buckets
-            .iter()
-            .map(|bucket| bucket.load(Ordering::Relaxed))
-            .sum()
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
 
     /// The value that this part of all values does not exceed; 0 if there are none.

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 pub(crate) fn argument<T: FromStr>(name: &str, default: T) -> Result<T> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
     match (arguments.next(), arguments.next()) {
-        (Some(_), Some(value)) => value
-            .parse()
-            .ok()
-            .with_context(|| format!("{name} {value:?} is no value for it")),
+        (Some(_), Some(value)) => {
+            value.parse().ok().with_context(|| format!("{name} {value:?} is no value for it"))
+        }
         (Some(_), None) => anyhow::bail!("{name} needs a value"),
         (None, _) => Ok(default),
     }

@@ -55,11 +55,7 @@ impl MemoryBroker {
     pub fn bind(&self, exchange: &str, routing_key: &str, queue: &str) {
         self.declare(queue);
         let binding = (exchange.to_owned(), routing_key.to_owned());
-        self.lock()
-            .bindings
-            .entry(binding)
-            .or_default()
-            .push(queue.to_owned());
+        self.lock().bindings.entry(binding).or_default().push(queue.to_owned());
     }
 
     /// Puts the message into the queues that it is routed to, and says whether there is any.
@@ -76,9 +72,7 @@ impl MemoryBroker {
             let mut state = self.lock();
             state.publish_generation += 1;
             let open: Vec<u64> = state.channels.keys().copied().collect();
-            open.into_iter()
-                .filter_map(|channel| state.close(channel))
-                .collect::<Vec<_>>()
+            open.into_iter().filter_map(|channel| state.close(channel)).collect::<Vec<_>>()
         };
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -91,10 +85,7 @@ impl MemoryBroker {
             return (0, 0);
         };
         let unacked = found.channel.and_then(|id| state.channels.get(&id));
-        (
-            found.ready.len(),
-            unacked.map_or(0, |channel| channel.unacked.len()),
-        )
+        (found.ready.len(), unacked.map_or(0, |channel| channel.unacked.len()))
     }
 
     /// Takes out all that waits in the queue, oldest first.
@@ -128,9 +119,7 @@ impl MemoryBroker {
             return Err(lost(format!("no queue {name:?}")));
         };
         if queue.channel.is_some() {
-            return Err(lost(format!(
-                "queue {name:?} is consumed by another consumer"
-            )));
+            return Err(lost(format!("queue {name:?} is consumed by another consumer")));
         }
         queue.channel = Some(channel);
         state.next_channel += 1;
@@ -145,18 +134,9 @@ impl MemoryBroker {
             },
         );
         drop(state);
-        let handle = Arc::new(ChannelHandle {
-            broker: self.clone(),
-            channel,
-        });
-        let deliveries = DeliveryStream {
-            handle: Arc::clone(&handle),
-            ended: false,
-        };
-        Ok(Session {
-            deliveries: deliveries.boxed(),
-            acks: Box::new(MemoryAcks { handle }),
-        })
+        let handle = Arc::new(ChannelHandle { broker: self.clone(), channel });
+        let deliveries = DeliveryStream { handle: Arc::clone(&handle), ended: false };
+        Ok(Session { deliveries: deliveries.boxed(), acks: Box::new(MemoryAcks { handle }) })
     }
 }
 
@@ -171,10 +151,8 @@ impl Broker for MemoryBroker {
     fn publish_channel(&self) -> BoxFuture<'_, Result<Box<dyn PublishChannel>, BrokerError>> {
         async move {
             let generation = self.lock().publish_generation;
-            let channel: Box<dyn PublishChannel> = Box::new(MemoryPublishChannel {
-                broker: self.clone(),
-                generation,
-            });
+            let channel: Box<dyn PublishChannel> =
+                Box::new(MemoryPublishChannel { broker: self.clone(), generation });
             Ok(channel)
         }
         .boxed()
@@ -240,11 +218,7 @@ impl State {
         let position = queue.next_position;
         queue.next_position += 1;
         let message = Arc::clone(message);
-        queue.ready.push_back(Stored {
-            position,
-            redelivered: false,
-            message,
-        });
+        queue.ready.push_back(Stored { position, redelivered: false, message });
         self.stats.published += 1;
         let channel = queue.channel.and_then(|id| self.channels.get_mut(&id));
         wakers.extend(channel.and_then(|channel| channel.waker.take()));
@@ -277,9 +251,7 @@ impl State {
         if channel.unacked.remove(&tag).is_none() {
             self.stats.precondition_failed += 1;
             self.close(id);
-            return Err(lost(format!(
-                "406 PRECONDITION_FAILED: unknown delivery tag {tag}"
-            )));
+            return Err(lost(format!("406 PRECONDITION_FAILED: unknown delivery tag {tag}")));
         }
         self.stats.acked += 1;
         if multiple {
@@ -299,10 +271,7 @@ impl State {
                 stored.redelivered = true;
                 queue.ready.push_back(stored);
             }
-            queue
-                .ready
-                .make_contiguous()
-                .sort_unstable_by_key(|stored| stored.position);
+            queue.ready.make_contiguous().sort_unstable_by_key(|stored| stored.position);
         }
         channel.waker
     }
@@ -353,11 +322,7 @@ struct MemoryAcks {
 
 impl AckChannel for MemoryAcks {
     fn ack(&mut self, tag: u64, multiple: bool) -> BoxFuture<'_, Result<(), BrokerError>> {
-        let acked = self
-            .handle
-            .broker
-            .lock()
-            .ack(self.handle.channel, tag, multiple);
+        let acked = self.handle.broker.lock().ack(self.handle.channel, tag, multiple);
         let acked = acked.map(|waker| waker.into_iter().for_each(Waker::wake));
         std::future::ready(acked).boxed()
     }
@@ -403,10 +368,7 @@ impl PublishChannel for MemoryPublishChannel {
 }
 
 fn lost(reason: String) -> BrokerError {
-    BrokerError::Lost {
-        address: "memory:".to_owned(),
-        reason,
-    }
+    BrokerError::Lost { address: "memory:".to_owned(), reason }
 }
 
 #[cfg(test)]
@@ -436,19 +398,11 @@ mod tests {
             owner: Owner::Single,
             prefetch: NonZeroU16::new(prefetch).unwrap_or(NonZeroU16::MIN),
         };
-        broker
-            .consume(&subscription)
-            .await
-            .expect("the queue exists and is free")
+        broker.consume(&subscription).await.expect("the queue exists and is free")
     }
 
     async fn next(session: &mut Session) -> (u64, bool, String) {
-        let delivery = session
-            .deliveries
-            .next()
-            .await
-            .expect("not ended")
-            .expect("not lost");
+        let delivery = session.deliveries.next().await.expect("not ended").expect("not lost");
         let body = String::from_utf8_lossy(&delivery.message.body).into_owned();
         (delivery.tag, delivery.redelivered, body)
     }

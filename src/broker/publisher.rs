@@ -97,39 +97,22 @@ impl Publisher {
     pub async fn publish(&self, message: impl Into<Arc<Message>>) -> Result<(), PublishError> {
         let message = message.into();
         let (answer, answered) = oneshot::channel();
-        let request = Request {
-            message: Arc::clone(&message),
-            answer,
-        };
-        self.requests
-            .send(request)
-            .await
-            .map_err(|_| PublishError::Closed)?;
+        let request = Request { message: Arc::clone(&message), answer };
+        self.requests.send(request).await.map_err(|_| PublishError::Closed)?;
         let target = || (message.exchange.clone(), message.routing_key.clone());
         match answered.await {
             Ok(Published::Confirmed) => Ok(()),
             Ok(Published::Unroutable(reason)) => {
                 let (exchange, routing_key) = target();
-                Err(PublishError::Unroutable {
-                    exchange,
-                    routing_key,
-                    reason,
-                })
+                Err(PublishError::Unroutable { exchange, routing_key, reason })
             }
             Ok(Published::Refused) => {
                 let (exchange, routing_key) = target();
-                Err(PublishError::Refused {
-                    exchange,
-                    routing_key,
-                })
+                Err(PublishError::Refused { exchange, routing_key })
             }
             Ok(Published::Unsendable(reason)) => {
                 let (exchange, routing_key) = target();
-                Err(PublishError::Unsendable {
-                    exchange,
-                    routing_key,
-                    reason,
-                })
+                Err(PublishError::Unsendable { exchange, routing_key, reason })
             }
             Err(_) => Err(PublishError::Closed),
         }
@@ -186,10 +169,8 @@ impl PublisherTask {
             }
             // Whoever asked may have given up, after a timeout or in a drain: nothing is published for nobody.
             group.retain(|request: &Request| !request.answer.is_closed());
-            let messages: Vec<_> = group
-                .iter()
-                .map(|request| Arc::clone(&request.message))
-                .collect();
+            let messages: Vec<_> =
+                group.iter().map(|request| Arc::clone(&request.message)).collect();
             let published = tokio::select! {
                 biased;
                 published = self.publish_until_answered(&messages, &group) => published,

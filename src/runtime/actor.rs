@@ -26,7 +26,8 @@ pub(crate) async fn run(queue: Arc<Queue>, first: Admitted) -> Result<(), StoreE
     let key = first.key.clone();
     let mut next = Some(Box::new(first));
     while let Some(message) = next {
-        if queue.draining.is_cancelled() {
+        // After a failure of the store too: the message before this one may have been let go without an outcome.
+        if queue.draining.is_cancelled() || queue.store.has_failed() {
             queue.release(message.identity);
         } else {
             let span = message_span(&queue, &message);
@@ -63,16 +64,7 @@ async fn work_off(queue: &Arc<Queue>, mut message: Box<Admitted>) -> Result<(), 
         // Rare ways are boxed: they would make every actor's task several times as large.
         Verdict::Conflict => Box::pin(work_off_conflict(queue, message)).await?,
         Verdict::Unconfirmed { note, attempts } => {
-            dead_letter::confirm(
-                queue,
-                Burial {
-                    message,
-                    recorded,
-                    note,
-                    attempts,
-                },
-            )
-            .await;
+            dead_letter::confirm(queue, Burial { message, recorded, note, attempts }).await;
         }
         Verdict::New => work_off_new(queue, message).await,
     }
@@ -83,11 +75,7 @@ async fn work_off_new(queue: &Arc<Queue>, mut message: Box<Admitted>) {
     let recorded = message.identity;
     if let Some((reason, error)) = message.defect.take() {
         outcome(reason.name());
-        let death = Death {
-            reason,
-            error,
-            attempts: 0,
-        };
+        let death = Death { reason, error, attempts: 0 };
         return dead_letter::bury(queue, message, recorded, death).await;
     }
     match attempt_until_ended(queue, &message).await {
@@ -110,26 +98,11 @@ async fn work_off_new(queue: &Arc<Queue>, mut message: Box<Admitted>) {
 async fn work_off_conflict(queue: &Arc<Queue>, message: Box<Admitted>) -> Result<(), StoreError> {
     outcome("conflict");
     queue.metrics.conflicts.increment(1);
-    let recorded = queue
-        .store
-        .hash_key()
-        .conflict(message.identity, message.fingerprint);
-    match (
-        judge(queue, recorded, &message).await?,
-        queue.options.on_conflict,
-    ) {
+    let recorded = queue.store.hash_key().conflict(message.identity, message.fingerprint);
+    match (judge(queue, recorded, &message).await?, queue.options.on_conflict) {
         (Verdict::Known(proof), _) => queue.finish(message.identity, proof),
         (Verdict::Unconfirmed { note, attempts }, _) => {
-            dead_letter::confirm(
-                queue,
-                Burial {
-                    message,
-                    recorded,
-                    note,
-                    attempts,
-                },
-            )
-            .await;
+            dead_letter::confirm(queue, Burial { message, recorded, note, attempts }).await;
         }
         (Verdict::New | Verdict::Conflict, OnConflict::Skip) => {
             let record = commit::record(&message, recorded, 0, Outcome::Done);
@@ -137,11 +110,7 @@ async fn work_off_conflict(queue: &Arc<Queue>, message: Box<Admitted>) -> Result
         }
         (Verdict::New | Verdict::Conflict, OnConflict::DeadLetter) => {
             let error = "the id is known with another body".to_owned();
-            let death = Death {
-                reason: Reason::Conflict,
-                error,
-                attempts: 0,
-            };
+            let death = Death { reason: Reason::Conflict, error, attempts: 0 };
             dead_letter::bury(queue, message, recorded, death).await;
         }
     }
@@ -160,10 +129,9 @@ async fn judge(
         return Ok(Verdict::Conflict);
     }
     match found.record.outcome {
-        Outcome::Dead(note) if queue.store.is_pending(identity) => Ok(Verdict::Unconfirmed {
-            note,
-            attempts: found.record.attempts,
-        }),
+        Outcome::Dead(note) if queue.store.is_pending(identity) => {
+            Ok(Verdict::Unconfirmed { note, attempts: found.record.attempts })
+        }
         Outcome::Dead(_) | Outcome::Done => Ok(Verdict::Known(found.proof)),
     }
 }

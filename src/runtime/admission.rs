@@ -82,12 +82,7 @@ impl Admission {
         received: Instant,
         random: impl FnOnce() -> [u8; 16],
     ) -> Admitted {
-        let Delivery {
-            tag,
-            redelivered,
-            message,
-            defect,
-        } = delivery;
+        let Delivery { tag, redelivered, message, defect } = delivery;
         let resolved = self.resolver.resolve(&message);
         let mut defect = defect.map(|what| (Reason::Decode, what));
         let body_bytes = message.body.len();
@@ -97,10 +92,7 @@ impl Admission {
             defect.get_or_insert((Reason::TooLarge, text));
         }
         let (identity, id) = match resolved.id {
-            Ok((id, scope)) => (
-                self.hash_key.identity(&scope, id.as_bytes()),
-                Some((id, scope)),
-            ),
+            Ok((id, scope)) => (self.hash_key.identity(&scope, id.as_bytes()), Some((id, scope))),
             Err(error) => {
                 defect.get_or_insert_with(|| (reason_of(&error), error.to_string()));
                 (Identity::from_bytes(random()), None)
@@ -112,11 +104,7 @@ impl Admission {
         });
         let key = key.map_or(ActorKey::Own(identity), ActorKey::Named);
         let fingerprint = self.hash_key.fingerprint(&message);
-        let tag = Tag {
-            generation: generation.number,
-            tag,
-            received,
-        };
+        let tag = Tag { generation: generation.number, tag, received };
         let returned = id.is_none().then(|| generation.over.clone());
         let shared = None;
         Admitted {
@@ -156,54 +144,30 @@ pub(crate) mod tests {
     }
 
     fn delivery(tag: u64, message: Message) -> Delivery {
-        Delivery {
-            tag,
-            redelivered: false,
-            message: Arc::new(message),
-            defect: None,
-        }
+        Delivery { tag, redelivered: false, message: Arc::new(message), defect: None }
     }
 
     fn admit(admission: &Admission, message: Message) -> Admitted {
-        admission.admit(
-            delivery(1, message),
-            &Generation::default(),
-            Instant::now(),
-            || [1; 16],
-        )
+        admission.admit(delivery(1, message), &Generation::default(), Instant::now(), || [1; 16])
     }
 
     pub(crate) fn admitted(id: u32, body: &str, tag: u64) -> Admitted {
         let message = Message {
-            properties: Properties {
-                message_id: Some(id.to_string()),
-                ..Properties::default()
-            },
+            properties: Properties { message_id: Some(id.to_string()), ..Properties::default() },
             body: body.as_bytes().to_vec().into(),
             ..Message::default()
         };
         let admission = admission(IdentityRules::default());
-        admission.admit(
-            delivery(tag, message),
-            &Generation::default(),
-            Instant::now(),
-            || [0; 16],
-        )
+        admission.admit(delivery(tag, message), &Generation::default(), Instant::now(), || [0; 16])
     }
 
     pub(crate) fn admitted_with_key(id: u32, key: &str, tag: u64) -> Admitted {
         let message = Message {
             routing_key: key.to_owned(),
-            properties: Properties {
-                message_id: Some(id.to_string()),
-                ..Properties::default()
-            },
+            properties: Properties { message_id: Some(id.to_string()), ..Properties::default() },
             ..Message::default()
         };
-        let rules = IdentityRules {
-            key: vec![Source::RoutingKey],
-            ..IdentityRules::default()
-        };
+        let rules = IdentityRules { key: vec![Source::RoutingKey], ..IdentityRules::default() };
         admission(rules).admit(
             delivery(tag, message),
             &Generation::default(),
@@ -213,28 +177,14 @@ pub(crate) mod tests {
     }
 
     fn with_headers(headers: &[(&str, HeaderValue)]) -> Message {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()));
-        let properties = Properties {
-            headers: headers.collect(),
-            ..Properties::default()
-        };
-        Message {
-            properties,
-            ..Message::default()
-        }
+        let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let properties = Properties { headers: headers.collect(), ..Properties::default() };
+        Message { properties, ..Message::default() }
     }
 
     fn rules(id: &[&str]) -> IdentityRules {
-        let id = id
-            .iter()
-            .map(|source| source.parse().expect("a source"))
-            .collect();
-        IdentityRules {
-            id,
-            ..IdentityRules::default()
-        }
+        let id = id.iter().map(|source| source.parse().expect("a source")).collect();
+        IdentityRules { id, ..IdentityRules::default() }
     }
 
     fn id_of(admitted: &Admitted) -> Option<&[u8]> {
@@ -263,10 +213,7 @@ pub(crate) mod tests {
             on_missing_id: OnMissingId::Fingerprint,
             ..IdentityRules::default()
         });
-        let body = |body: &'static str| Message {
-            body: body.into(),
-            ..Message::default()
-        };
+        let body = |body: &'static str| Message { body: body.into(), ..Message::default() };
         let first = admit(&by_content, body("x")).identity;
         assert_eq!(first, admit(&by_content, body("x")).identity);
         assert_ne!(first, admit(&by_content, body("y")).identity);
@@ -329,10 +276,7 @@ pub(crate) mod tests {
     #[test]
     fn a_body_over_the_limit_is_dead_but_keeps_its_id() {
         let message = Message {
-            properties: Properties {
-                message_id: Some("m".to_owned()),
-                ..Properties::default()
-            },
+            properties: Properties { message_id: Some("m".to_owned()), ..Properties::default() },
             body: vec![0; 101].into(),
             ..Message::default()
         };

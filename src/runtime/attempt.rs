@@ -1,7 +1,8 @@
 //! The attempts at one message: counted, timed, contained, repeated with backoff while other keys go on.
 //!
 //! A failed attempt is durable before the next one starts. An attempt at a redelivered message is durable before it
-//! starts itself: a message that kills the process is counted, and ends as `crash-loop`. Whatever a handler does, panic,
+//! starts itself: a message that kills the process is counted, and ends as `crash-loop`. Whatever a handler does,
+//! panic,
 //! hang or fail, ends here as an attempt.
 
 use std::panic::AssertUnwindSafe;
@@ -37,8 +38,10 @@ pub(crate) async fn attempt_until_ended(queue: &Queue, message: &Admitted) -> En
     let known = queue.store.attempts(message.identity);
     let mut attempts = known.map_or(0, |known| known.started);
     let max_attempts = queue.options.retry.max_attempts.get();
+    // Whoever only ran beside the one that ended the process gets one attempt more, alone.
     if let Some(known) = known
         && attempts >= max_attempts
+        && (known.alone || !known.unfinished || attempts > max_attempts)
     {
         return Ended::Dead(death_before_restart(known));
     }
@@ -57,10 +60,12 @@ pub(crate) async fn attempt_until_ended(queue: &Queue, message: &Admitted) -> En
             return Ended::Released;
         };
         attempts += 1;
+        let is_alone = alone.is_some();
         let row = |unfinished| Attempts {
             queue: queue.id,
             started: attempts,
             unfinished,
+            alone: is_alone,
             first_seen_ms,
             updated_at_ms: queue.store.clock().now_ms(),
         };
@@ -74,27 +79,16 @@ pub(crate) async fn attempt_until_ended(queue: &Queue, message: &Admitted) -> En
         drop((permit, alone.take()));
         let (error, after) = match failed {
             Failed::Permanent(reason, error) => {
-                return Ended::Dead(Death {
-                    reason,
-                    error,
-                    attempts,
-                });
+                return Ended::Dead(Death { reason, error, attempts });
             }
             Failed::Transient(error, after) => (error, after),
         };
         if attempts >= max_attempts {
-            return Ended::Dead(Death {
-                reason: Reason::Exhausted,
-                error,
-                attempts,
-            });
+            return Ended::Dead(Death { reason: Reason::Exhausted, error, attempts });
         }
         let delay = after.unwrap_or_else(|| queue.options.retry.delay(attempts, fastrand::f64()));
         let delay_ms = duration_ms(delay);
-        warn!(
-            attempt = attempts,
-            delay_ms, error, "handler failed, will retry"
-        );
+        warn!(attempt = attempts, delay_ms, error, "handler failed, will retry");
         queue.metrics.retries.increment(1);
         if !Box::pin(wait_to_retry(queue, message.identity, row(false), delay)).await {
             return Ended::Released;
@@ -116,31 +110,17 @@ async fn wait_to_retry(queue: &Queue, identity: Identity, row: Attempts, delay: 
 
 fn death_before_restart(known: Attempts) -> Death {
     let (reason, error) = if known.unfinished {
-        (
-            Reason::CrashLoop,
-            "the process ended during the last attempt",
-        )
+        (Reason::CrashLoop, "the process ended during the last attempt")
     } else {
-        (
-            Reason::Exhausted,
-            "the last attempt failed before a restart",
-        )
+        (Reason::Exhausted, "the last attempt failed before a restart")
     };
-    Death {
-        reason,
-        error: error.to_owned(),
-        attempts: known.started,
-    }
+    Death { reason, error: error.to_owned(), attempts: known.started }
 }
 
 /// `None` once the drain has begun.
 async fn permit<'a>(queue: &Queue, permits: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
     if let Ok(permit) = permits.try_acquire() {
-        return if queue.draining.is_cancelled() {
-            None
-        } else {
-            Some(permit)
-        };
+        return if queue.draining.is_cancelled() { None } else { Some(permit) };
     }
     tokio::select! {
         biased;
@@ -190,10 +170,7 @@ async fn attempt(queue: &Queue, message: &Admitted, attempt: u32) -> Result<(), 
         }
     };
     let ended = AssertUnwindSafe(run).catch_unwind().await;
-    queue
-        .metrics
-        .handler_seconds
-        .record(started.elapsed().as_secs_f64());
+    queue.metrics.handler_seconds.record(started.elapsed().as_secs_f64());
     ended.unwrap_or_else(|panic| Err(Failed::Transient(panic_text(panic.as_ref()), None)))
 }
 
@@ -202,10 +179,9 @@ fn failed(error: CallError) -> Failed {
         CallError::Decode(error) => {
             Failed::Permanent(Reason::Decode, error_chain(&error, ERROR_BYTES_MAX))
         }
-        CallError::Handle(HandleError::Reject { error }) => Failed::Permanent(
-            Reason::Rejected,
-            error_chain(error.as_ref(), ERROR_BYTES_MAX),
-        ),
+        CallError::Handle(HandleError::Reject { error }) => {
+            Failed::Permanent(Reason::Rejected, error_chain(error.as_ref(), ERROR_BYTES_MAX))
+        }
         CallError::Handle(HandleError::Retry { error, after }) => {
             Failed::Transient(error_chain(error.as_ref(), ERROR_BYTES_MAX), after)
         }

@@ -56,9 +56,7 @@ impl Claims {
             }
             Some(claim) if claim.fingerprint == message.fingerprint => {
                 // Tags of a connection that is over are worth nothing: the broker delivers those messages again.
-                claim
-                    .tags
-                    .retain(|tag| tag.generation == message.tag.generation);
+                claim.tags.retain(|tag| tag.generation == message.tag.generation);
                 claim.tags.push(message.tag);
                 Claimed::Joined
             }
@@ -86,9 +84,7 @@ impl Claims {
         let mut dropped = 0;
         for claim in self.claims.values_mut() {
             let before = claim.contested.len();
-            claim
-                .contested
-                .retain(|message| message.tag.generation != generation);
+            claim.contested.retain(|message| message.tag.generation != generation);
             dropped += before - claim.contested.len();
         }
         dropped

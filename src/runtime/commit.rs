@@ -1,6 +1,7 @@
 //! Commits that end a message: what becomes durable, and what is settled when it is.
 //!
-//! The claim, and the lock of a shared identity, end with the proof and not before. A commit that is lost with the store
+//! The claim, and the lock of a shared identity, end with the proof and not before. A commit that is lost with the
+//! store
 //! settles nothing.
 
 use std::sync::Arc;
@@ -17,15 +18,8 @@ use crate::telemetry::QueueMetrics;
 pub(crate) async fn done(queue: &Arc<Queue>, message: Box<Admitted>, attempts: u32) {
     let record = record(&message, message.identity, attempts, Outcome::Done);
     let has_row = queue.store.attempts(message.identity).is_some();
-    let rows = if has_row {
-        vec![Change::RemoveAttempts(message.identity)]
-    } else {
-        Vec::new()
-    };
-    hand_in(queue, message, Some(record), rows, |metrics| {
-        metrics.done.increment(1)
-    })
-    .await;
+    let rows = if has_row { vec![Change::RemoveAttempts(message.identity)] } else { Vec::new() };
+    hand_in(queue, message, Some(record), rows, |metrics| metrics.done.increment(1)).await;
 }
 
 /// Commits what ends a message in any other way.
@@ -45,12 +39,7 @@ pub(crate) fn record(
     attempts: u32,
     outcome: Outcome,
 ) -> Record {
-    Record {
-        identity,
-        fingerprint: message.fingerprint,
-        attempts,
-        outcome,
-    }
+    Record { identity, fingerprint: message.fingerprint, attempts, outcome }
 }
 
 async fn hand_in(
@@ -60,9 +49,7 @@ async fn hand_in(
     rows: Vec<Change>,
     count: fn(&QueueMetrics),
 ) {
-    let Admitted {
-        identity, shared, ..
-    } = *message;
+    let Admitted { identity, shared, .. } = *message;
     let counted = queue.count_commit();
     let commit = Commit {
         queue: queue.id,
@@ -70,8 +57,10 @@ async fn hand_in(
         rows,
         submitted: Instant::now(),
         on_persisted: Box::new(move |proof| {
-            count(&counted.queue().metrics);
-            counted.queue().finish(identity, proof);
+            if let Some(queue) = counted.queue() {
+                count(&queue.metrics);
+                queue.finish(identity, proof);
+            }
             drop(shared);
         }),
     };

@@ -121,11 +121,7 @@ impl Consumer {
     fn subscription(&self) -> Subscription {
         let options = &self.queue.options;
         // After an unreadable message one at a time: its neighbours are not to be counted as delivered with it.
-        let prefetch = if self.isolated > 0 {
-            NonZeroU16::MIN
-        } else {
-            options.prefetch
-        };
+        let prefetch = if self.isolated > 0 { NonZeroU16::MIN } else { options.prefetch };
         Subscription {
             queue: options.queue.clone(),
             declare: options.declare,
@@ -135,14 +131,9 @@ impl Consumer {
     }
 
     async fn consume(&mut self, session: Session) -> Result<Ended, RunError> {
-        let Session {
-            mut deliveries,
-            acks,
-        } = session;
-        self.generation = Generation {
-            number: self.generation.number + 1,
-            over: CancellationToken::new(),
-        };
+        let Session { mut deliveries, acks } = session;
+        self.generation =
+            Generation { number: self.generation.number + 1, over: CancellationToken::new() };
         let generation = self.generation.number;
         let queue = Arc::clone(&self.queue);
         queue.settlements.begin(generation, &queue.metrics);
@@ -264,10 +255,7 @@ impl Consumer {
                 let was_isolated = self.isolated > 0;
                 let random = || fastrand::u128(..).to_le_bytes();
                 let now = Instant::now();
-                let admitted = self
-                    .queue
-                    .admission
-                    .admit(delivery, &self.generation, now, random);
+                let admitted = self.queue.admission.admit(delivery, &self.generation, now, random);
                 self.start(admitted);
                 self.proved();
                 self.isolated = self.isolated.saturating_sub(1);
@@ -290,8 +278,7 @@ impl Consumer {
 
     fn start(&mut self, message: Admitted) {
         if let Some(first) = self.queue.enter(message) {
-            self.actors
-                .spawn(actor::run(Arc::clone(&self.queue), first));
+            self.actors.spawn(actor::run(Arc::clone(&self.queue), first));
         }
     }
 
@@ -378,11 +365,7 @@ impl Consumer {
     }
 
     fn joined<T>(&self, task: &'static str, ended: Result<T, JoinError>) -> Result<T, RunError> {
-        ended.map_err(|error| RunError::Bug {
-            task,
-            queue: self.queue.name.to_string(),
-            error,
-        })
+        ended.map_err(|error| RunError::Bug { task, queue: self.queue.name.to_string(), error })
     }
 
     fn show_load(&self, is_full: bool) {
@@ -390,9 +373,7 @@ impl Consumer {
         self.queue.metrics.waiting.set(waiting as f64);
         self.queue.metrics.in_flight.set(running as f64);
         if is_full {
-            self.queue
-                .health
-                .fault("store", "full: intake is stopped until records expire");
+            self.queue.health.fault("store", "full: intake is stopped until records expire");
         } else {
             self.queue.health.clear("store");
         }

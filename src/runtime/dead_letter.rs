@@ -49,50 +49,21 @@ pub(crate) fn bury(
     death: Death,
 ) -> BoxFuture<'_, ()> {
     async move {
-        let Death {
-            reason,
-            mut error,
-            attempts,
-        } = death;
+        let Death { reason, mut error, attempts } = death;
         cut(&mut error, ERROR_BYTES_MAX);
-        let id = message
-            .id
-            .as_ref()
-            .map_or_else(Vec::new, |(id, _)| id.as_bytes().to_vec());
+        let id = message.id.as_ref().map_or_else(Vec::new, |(id, _)| id.as_bytes().to_vec());
         let known = queue.store.attempts(message.identity);
         let first_seen_ms =
             known.map_or_else(|| queue.first_seen_ms(&message), |row| row.first_seen_ms);
-        let note = Box::new(DeadNote {
-            reason,
-            error,
-            id,
-            first_seen_ms,
-        });
+        let note = Box::new(DeadNote { reason, error, id, first_seen_ms });
         if message.id.is_some() {
             let dead = commit::record(&message, recorded, attempts, Outcome::Dead(note.clone()));
-            let rows = vec![
-                Change::RemoveAttempts(message.identity),
-                Change::PutPending(recorded),
-            ];
-            if queue
-                .store
-                .persist(queue.id, Some(dead), rows)
-                .await
-                .is_none()
-            {
+            let rows = vec![Change::RemoveAttempts(message.identity), Change::PutPending(recorded)];
+            if queue.store.persist(queue.id, Some(dead), rows).await.is_none() {
                 return queue.release(message.identity);
             }
         }
-        confirm(
-            queue,
-            Burial {
-                message,
-                recorded,
-                note,
-                attempts,
-            },
-        )
-        .await;
+        confirm(queue, Burial { message, recorded, note, attempts }).await;
     }
     .boxed()
 }
@@ -103,12 +74,7 @@ pub(crate) fn confirm(queue: &Arc<Queue>, burial: Burial) -> BoxFuture<'_, ()> {
         if !publish_until_confirmed(queue, &burial).await {
             return queue.release(burial.message.identity);
         }
-        let Burial {
-            message,
-            recorded,
-            note,
-            attempts,
-        } = burial;
+        let Burial { message, recorded, note, attempts } = burial;
         queue.metrics.count_dead(note.reason);
         info!(
             reason = note.reason.name(),
@@ -120,15 +86,7 @@ pub(crate) fn confirm(queue: &Arc<Queue>, burial: Burial) -> BoxFuture<'_, ()> {
         let (record, rows) = if message.id.is_some() {
             (None, vec![Change::RemovePending(recorded)])
         } else {
-            (
-                Some(commit::record(
-                    &message,
-                    recorded,
-                    attempts,
-                    Outcome::Dead(note),
-                )),
-                Vec::new(),
-            )
+            (Some(commit::record(&message, recorded, attempts, Outcome::Dead(note))), Vec::new())
         };
         commit::settled(queue, message, record, rows).await;
     }
@@ -190,12 +148,7 @@ enum Headers {
 
 /// The message as it came, with the reason in its headers.
 fn dead_letter(queue: &Queue, burial: &Burial, which: Headers) -> Message {
-    let Burial {
-        message,
-        recorded,
-        note,
-        attempts,
-    } = burial;
+    let Burial { message, recorded, note, attempts } = burial;
     let original = &*message.message;
     let mut properties = original.properties.clone();
     let headers = &mut properties.headers;
@@ -215,10 +168,7 @@ fn dead_letter(queue: &Queue, burial: &Burial, which: Headers) -> Message {
     put("error", note.error.clone().into());
     put("attempts", (*attempts).into());
     put("queue", (&*queue.name).into());
-    put(
-        "first-seen",
-        HeaderValue::Timestamp(note.first_seen_ms / 1000),
-    );
+    put("first-seen", HeaderValue::Timestamp(note.first_seen_ms / 1000));
     put("exchange", original.exchange.clone().into());
     put("routing-key", original.routing_key.clone().into());
     // Left in place, the first would let the dead letter vanish, the second have the broker refuse it.
@@ -229,9 +179,7 @@ fn dead_letter(queue: &Queue, burial: &Burial, which: Headers) -> Message {
         put("user-id", user_id.into());
     }
     let outgoing_id = format!("dead-{}", identity::hex(recorded.as_bytes()));
-    properties
-        .headers
-        .insert(OUTGOING_ID_HEADER.to_owned(), outgoing_id.into());
+    properties.headers.insert(OUTGOING_ID_HEADER.to_owned(), outgoing_id.into());
     Message {
         exchange: String::new(),
         routing_key: queue.options.dead_letter.clone(),

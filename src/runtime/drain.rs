@@ -50,10 +50,7 @@ pub(crate) async fn finish(
             }
         }
     }
-    if timeout(COMMIT_GRACE, queue.commits_settled())
-        .await
-        .is_err()
-    {
+    if timeout(COMMIT_GRACE, queue.commits_settled()).await.is_err() {
         warn!(
             queue = &*queue.name,
             "the last outcomes are not durable yet and stay unacknowledged"

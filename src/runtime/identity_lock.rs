@@ -1,7 +1,8 @@
 //! One run at a time of an identity that several queues share.
 //!
 //! Claims belong to a queue. Under the scopes `global` and `header:NAME` the same identity can come in on two queues at
-//! once; then the second waits here until the first one's outcome is durable, and finds it on record. A guard is held by
+//! once; then the second waits here until the first one's outcome is durable, and finds it on record. A guard is held
+//! by
 //! the message from before it is judged until its outcome is settled or given up; whoever holds one waits for disk,
 //! handler or broker, never for another guard.
 
@@ -28,10 +29,7 @@ impl IdentityLocks {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
             if self.held().insert(identity) {
-                return IdentityGuard {
-                    locks: Arc::clone(self),
-                    identity,
-                };
+                return IdentityGuard { locks: Arc::clone(self), identity };
             }
             freed.await;
         }

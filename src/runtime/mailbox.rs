@@ -57,15 +57,10 @@ mod tests {
     #[test]
     fn a_key_has_one_actor_until_its_mailbox_is_empty() {
         let mut mailboxes = Mailboxes::default();
-        let first = mailboxes
-            .put(admitted_with_key(1, "k", 1))
-            .expect("the key is free");
+        let first = mailboxes.put(admitted_with_key(1, "k", 1)).expect("the key is free");
         assert!(mailboxes.put(admitted_with_key(2, "k", 2)).is_none());
         assert!(mailboxes.put(admitted_with_key(3, "other", 3)).is_some());
-        assert_eq!(
-            mailboxes.next(&first.key).map(|message| message.tag.tag),
-            Some(2)
-        );
+        assert_eq!(mailboxes.next(&first.key).map(|message| message.tag.tag), Some(2));
         assert!(mailboxes.next(&first.key).is_none());
         assert!(mailboxes.put(admitted_with_key(4, "k", 4)).is_some());
     }
@@ -73,17 +68,12 @@ mod tests {
     #[test]
     fn only_what_waits_leaves_with_its_generation() {
         let mut mailboxes = Mailboxes::default();
-        let running = mailboxes
-            .put(admitted_with_key(1, "k", 1))
-            .expect("the key is free");
+        let running = mailboxes.put(admitted_with_key(1, "k", 1)).expect("the key is free");
         mailboxes.put(admitted_with_key(2, "k", 2));
         let mut newer = admitted_with_key(3, "k", 1);
         newer.tag.generation += 1;
         mailboxes.put(newer);
         assert_eq!(mailboxes.drop_generation(running.tag.generation).len(), 1);
-        assert_eq!(
-            mailboxes.next(&running.key).map(|message| message.tag.tag),
-            Some(1)
-        );
+        assert_eq!(mailboxes.next(&running.key).map(|message| message.tag.tag), Some(1));
     }
 }

@@ -61,9 +61,7 @@ pub struct Worker {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        f.debug_struct("Worker").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -114,13 +112,7 @@ impl Worker {
         let health = Health::default();
         let (publisher, publisher_task) =
             PublisherTask::new(Arc::clone(&options.broker), health.clone());
-        Self {
-            options,
-            queues: Vec::new(),
-            health,
-            publisher,
-            publisher_task,
-        }
+        Self { options, queues: Vec::new(), health, publisher, publisher_task }
     }
 
     /// Consumes the queue of this name with default options.
@@ -199,21 +191,7 @@ impl Worker {
     ///
     /// If the future is dropped, everything stops as after a crash: nothing is lost, some runs are repeated.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self {
-            options,
-            queues,
-            health,
-            publisher,
-            publisher_task,
-        } = self;
-        Supervisor {
-            options,
-            queues,
-            health,
-            publisher,
-            publisher_task,
-        }
-        .run(shutdown)
-        .await
+        let Self { options, queues, health, publisher, publisher_task } = self;
+        Supervisor { options, queues, health, publisher, publisher_task }.run(shutdown).await
     }
 }

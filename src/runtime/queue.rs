@@ -5,7 +5,7 @@
 //! which leaves them to the broker.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -178,9 +178,7 @@ impl Queue {
         let waiting = dispatch.mailboxes.drop_generation(generation);
         let mut returned = dispatch.claims.drop_contested(generation);
         let before = dispatch.readmit.len();
-        dispatch
-            .readmit
-            .retain(|message| message.tag.generation != generation);
+        dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
         for message in &waiting {
             let (tags, contested) = dispatch.claims.end(message.identity);
@@ -195,11 +193,8 @@ impl Queue {
     /// Deliveries that wait for their key, a free handler or a retry, and handlers that run.
     pub(crate) fn load(&self) -> (usize, usize) {
         let dispatch = self.lock();
-        let running = self
-            .options
-            .concurrency
-            .get()
-            .saturating_sub(self.permits.available_permits());
+        let running =
+            self.options.concurrency.get().saturating_sub(self.permits.available_permits());
         (dispatch.claims.len().saturating_sub(running), running)
     }
 
@@ -212,7 +207,7 @@ impl Queue {
     /// Counts a commit until the guard is dropped, told or not.
     pub(crate) fn count_commit(self: &Arc<Self>) -> CommitGuard {
         self.commits.fetch_add(1, Ordering::AcqRel);
-        CommitGuard(Arc::clone(self))
+        CommitGuard(Arc::downgrade(self))
     }
 
     /// Waits until every commit that was handed in is durable or lost with the store.
@@ -241,18 +236,24 @@ impl Queue {
 }
 
 /// A commit on its way.
-pub(crate) struct CommitGuard(Arc<Queue>);
+///
+/// Weak: a commit that a dying committer left in its channel would keep the queue, the queue the store, and the store
+/// the channel.
+pub(crate) struct CommitGuard(Weak<Queue>);
 
 impl CommitGuard {
-    pub(crate) fn queue(&self) -> &Queue {
-        &self.0
+    /// `None` if the worker is gone, and with it every claim and every channel.
+    pub(crate) fn queue(&self) -> Option<Arc<Queue>> {
+        self.0.upgrade()
     }
 }
 
 impl Drop for CommitGuard {
     fn drop(&mut self) {
-        if self.0.commits.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.committed.notify_waiters();
+        if let Some(queue) = self.0.upgrade()
+            && queue.commits.fetch_sub(1, Ordering::AcqRel) == 1
+        {
+            queue.committed.notify_waiters();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The settler: one a channel, serial, the only one that acknowledges.
 //!
-//! Takes finished tags together with the proof that their outcome is durable. A tag of another generation is counted and
+//! Takes finished tags together with the proof that their outcome is durable. A tag of another generation is counted
+//! and
 //! forgotten: the broker delivers that message again, and it will be a duplicate.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -36,9 +37,7 @@ impl Settlements {
         let mut inbox = self.lock();
         let current = inbox.generation;
         let was_empty = inbox.finished.is_empty();
-        inbox
-            .finished
-            .extend(tags.iter().filter(|tag| tag.generation == current));
+        inbox.finished.extend(tags.iter().filter(|tag| tag.generation == current));
         let stale = tags.iter().filter(|tag| tag.generation != current).count();
         let wake = was_empty && !inbox.finished.is_empty();
         drop(inbox);
@@ -102,9 +101,7 @@ impl Settler<'_> {
             self.ack(now, closing).await?;
             for tag in finished.drain(..) {
                 let waited = now.duration_since(tag.received);
-                self.metrics
-                    .delivery_to_ack_seconds
-                    .record(waited.as_secs_f64());
+                self.metrics.delivery_to_ack_seconds.record(waited.as_secs_f64());
             }
             if closing {
                 self.acks.close().await;
@@ -124,14 +121,9 @@ impl Settler<'_> {
     async fn ack(&mut self, now: Instant, closing: bool) -> Result<(), BrokerError> {
         let before = self.window.unacked();
         let prefix = self.window.take_prefix().map(|tag| (tag, true));
-        let alone = if closing {
-            self.window.take_rest()
-        } else {
-            self.window.take_stragglers(now)
-        };
-        let frames = prefix
-            .into_iter()
-            .chain(alone.into_iter().map(|tag| (tag, false)));
+        let alone =
+            if closing { self.window.take_rest() } else { self.window.take_stragglers(now) };
+        let frames = prefix.into_iter().chain(alone.into_iter().map(|tag| (tag, false)));
         let acked = before - self.window.unacked();
         for (tag, multiple) in frames {
             if let Err(error) = self.acks.ack(tag, multiple).await {

@@ -47,30 +47,17 @@ impl Supervisor {
     pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         describe_all();
         let mut names = HashSet::new();
-        if let Some((twice, _)) = self
-            .queues
-            .iter()
-            .find(|(queue, _)| !names.insert(&queue.queue))
+        if let Some((twice, _)) = self.queues.iter().find(|(queue, _)| !names.insert(&queue.queue))
         {
-            return Err(RunError::Twice {
-                queue: twice.queue.clone(),
-            });
+            return Err(RunError::Twice { queue: twice.queue.clone() });
         }
         self.health.fault("store", "opening");
-        let Self {
-            options,
-            queues,
-            health,
-            publisher,
-            mut publisher_task,
-        } = self;
+        let Self { options, queues, health, publisher, mut publisher_task } = self;
         let (store, committer, ids) = open_store(&options, &queues).await?;
         health.clear("store");
         let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
-        let dead_letters: BTreeSet<String> = queues
-            .iter()
-            .map(|(queue, _)| queue.dead_letter.clone())
-            .collect();
+        let dead_letters: BTreeSet<String> =
+            queues.iter().map(|(queue, _)| queue.dead_letter.clone()).collect();
         publisher_task.keep_queues(dead_letters);
 
         let mut tasks: JoinSet<(Task, Result<(), RunError>)> = JoinSet::new();
@@ -145,11 +132,7 @@ impl Supervisor {
                 Err(failed)
             }
             Err(error) => {
-                let failed = RunError::Bug {
-                    task: "supervised task",
-                    queue: String::new(),
-                    error,
-                };
+                let failed = RunError::Bug { task: "supervised task", queue: String::new(), error };
                 error!(error = %failed, "the worker stops");
                 Err(failed)
             }
@@ -163,13 +146,8 @@ async fn open_store(
 ) -> Result<(Store, Committer, Vec<QueueId>), RunError> {
     let retentions: Vec<QueueRetention> = queues
         .iter()
-        .map(|(queue, _)| QueueRetention {
-            name: queue.queue.clone(),
-            retention: queue.retention,
-        })
+        .map(|(queue, _)| QueueRetention { name: queue.queue.clone(), retention: queue.retention })
         .collect();
     let progress = |records: u64| info!(records, "reading the store");
-    Store::open(&options.store, &retentions, &progress)
-        .await
-        .map_err(RunError::StoreFailed)
+    Store::open(&options.store, &retentions, &progress).await.map_err(RunError::StoreFailed)
 }

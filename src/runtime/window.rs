@@ -63,17 +63,11 @@ impl AckWindow {
 
     /// When the next straggler has waited long enough.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.finished
-            .values()
-            .min()
-            .map(|finished_at| *finished_at + STRAGGLER_WAIT)
+        self.finished.values().min().map(|finished_at| *finished_at + STRAGGLER_WAIT)
     }
 
     fn take_finished(&mut self, is_due: impl Fn(Instant) -> bool) -> Vec<u64> {
-        let due = self
-            .finished
-            .iter()
-            .filter(|(_, finished_at)| is_due(**finished_at));
+        let due = self.finished.iter().filter(|(_, finished_at)| is_due(**finished_at));
         let taken: Vec<u64> = due.map(|(tag, _)| *tag).collect();
         for tag in &taken {
             self.finished.remove(tag);
@@ -97,18 +91,13 @@ mod tests {
 
     impl Broker {
         fn ack(&mut self, tag: u64, multiple: bool) -> Vec<u64> {
-            assert!(
-                self.outstanding.contains(&tag),
-                "406: {tag} is not outstanding"
-            );
+            assert!(self.outstanding.contains(&tag), "406: {tag} is not outstanding");
             let acked: Vec<u64> = if multiple {
                 self.outstanding.range(..=tag).copied().collect()
             } else {
                 vec![tag]
             };
-            acked
-                .iter()
-                .for_each(|tag| assert!(self.outstanding.remove(tag)));
+            acked.iter().for_each(|tag| assert!(self.outstanding.remove(tag)));
             acked
         }
     }

@@ -14,7 +14,8 @@ pub(crate) const BATCH_OPS_MAX: usize = 256;
 /// Most bytes of keys and values in one batch.
 ///
 /// sled must not free and reuse a segment between two syncs, so it may not write 512 KiB of log in between. It writes
-/// several times what it is given: a batch of 80 KiB in values of 4 KiB makes up to 431 KiB of log, one of 120 KiB 620 KiB.
+/// several times what it is given: a batch of 80 KiB in values of 4 KiB makes up to 431 KiB of log, one of 120 KiB
+/// 620 KiB.
 pub(crate) const BATCH_BYTES_MAX: usize = 80 * 1024;
 
 /// Most bytes of one value: with up to 17 of them in a leaf, no page of sled grows into a blob file, which it never
@@ -30,10 +31,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        assert!(
-            value.len() <= VALUE_BYTES_MAX,
-            "a value larger than {VALUE_BYTES_MAX} bytes"
-        );
+        assert!(value.len() <= VALUE_BYTES_MAX, "a value larger than {VALUE_BYTES_MAX} bytes");
         self.bytes += key.len() + value.len();
         self.ops.push((key, Some(value)));
     }
@@ -56,10 +54,7 @@ impl Batch {
     }
 
     pub(crate) fn into_ops(self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        assert!(
-            self.ops.len() <= BATCH_OPS_MAX,
-            "a batch of more than {BATCH_OPS_MAX} operations"
-        );
+        assert!(self.ops.len() <= BATCH_OPS_MAX, "a batch of more than {BATCH_OPS_MAX} operations");
         self.ops
     }
 }

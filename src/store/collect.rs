@@ -1,6 +1,7 @@
 //! Removal of what is past its retention: blocks as a whole, and rows of messages that never came back.
 //!
-//! Rides in the committer's groups. Nothing is removed before its time, and no dead letter's record while the broker has
+//! Rides in the committer's groups. Nothing is removed before its time, and no dead letter's record while the broker
+//! has
 //! not confirmed it: a redelivery in between must find the decision.
 
 use std::time::Duration;
@@ -37,8 +38,7 @@ impl Committer {
                 let location =
                     Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
                 let block: Block = record::unseal(&value).map_err(|error| {
-                    self.shared
-                        .damaged(format!("block {}: {error}", location.sequence()))
+                    self.shared.damaged(format!("block {}: {error}", location.sequence()))
                 })?;
                 let expired_ms =
                     now_ms.checked_sub(block.committed_at_ms.saturating_add(retention_ms));
@@ -46,8 +46,7 @@ impl Committer {
                     && expired_ms
                         .is_some_and(|expired_ms| self.forget(group, location, &block, expired_ms));
                 if !forgotten {
-                    self.journal
-                        .set_oldest(queue, Some((location, block.committed_at_ms)));
+                    self.journal.set_oldest(queue, Some((location, block.committed_at_ms)));
                     break;
                 }
                 room -= 1;
@@ -62,14 +61,11 @@ impl Committer {
     /// Queues whose oldest block may leave, with their retention.
     fn expired_queues(&self, now_ms: u64) -> Vec<(QueueId, u64)> {
         let rows = self.shared.rows();
-        let expired = self
-            .journal
-            .oldest()
-            .filter_map(|(queue, committed_at_ms)| {
-                let retention_ms = rows.queues.get(&queue)?.retention_ms;
-                let expired = committed_at_ms.saturating_add(retention_ms) <= now_ms;
-                expired.then_some((queue, retention_ms))
-            });
+        let expired = self.journal.oldest().filter_map(|(queue, committed_at_ms)| {
+            let retention_ms = rows.queues.get(&queue)?.retention_ms;
+            let expired = committed_at_ms.saturating_add(retention_ms) <= now_ms;
+            expired.then_some((queue, retention_ms))
+        });
         expired.collect()
     }
 
@@ -86,9 +82,8 @@ impl Committer {
         let mut rows = self.shared.rows();
         let Rows { pending, .. } = &mut *rows;
         let records = block.records.iter();
-        let held: Vec<_> = records
-            .filter(|record| pending.contains_key(&record.identity))
-            .collect();
+        let held: Vec<_> =
+            records.filter(|record| pending.contains_key(&record.identity)).collect();
         if !held.is_empty() && expired_ms < duration_ms(UNFINISHED_GRACE) {
             return false;
         }
@@ -115,10 +110,7 @@ impl Committer {
         self.looked_for_orphans = now;
         let rows = self.shared.rows();
         let orphans = rows.attempts.iter().filter(|(_, attempts)| {
-            let retention_ms = rows
-                .queues
-                .get(&attempts.queue)
-                .map_or(0, |row| row.retention_ms);
+            let retention_ms = rows.queues.get(&attempts.queue).map_or(0, |row| row.retention_ms);
             let kept_ms = retention_ms.saturating_add(duration_ms(UNFINISHED_GRACE));
             // Nothing came back while the worker was stopped: that time does not count.
             let since_ms = attempts.updated_at_ms.max(self.opened_at_ms);

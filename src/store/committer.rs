@@ -50,9 +50,15 @@ pub(crate) struct Committer {
 
 impl std::fmt::Debug for Committer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Committer")
-            .field("journal", &self.journal)
-            .finish_non_exhaustive()
+        f.debug_struct("Committer").field("journal", &self.journal).finish_non_exhaustive()
+    }
+}
+
+/// Whoever lets go of a message because its commit was lost must find this said already: dropped without its
+/// end, after a panic or with the whole worker, the committer has failed too.
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.shared.failed.store(true, Ordering::Release);
     }
 }
 
@@ -87,11 +93,7 @@ impl Committer {
     /// The first failure of the engine: nothing more is durable from then on.
     pub(crate) async fn run(mut self, stopping: CancellationToken) -> Result<(), StoreError> {
         self.look_at_size();
-        let ended = self.write_and_note(&stopping).await;
-        if ended.is_err() {
-            self.shared.failed.store(true, Ordering::Release);
-        }
-        ended
+        self.write_and_note(&stopping).await
     }
 
     /// Leaves a note before the first group, each minute, and at the end.
@@ -150,13 +152,7 @@ impl Committer {
         }
         self.collect(&mut group, now_ms).await?;
         self.collect_orphans(&mut group, now_ms);
-        let Group {
-            mut batch,
-            blocks,
-            told,
-            changes,
-            ..
-        } = group;
+        let Group { mut batch, blocks, told, changes, .. } = group;
         let mut records = Vec::with_capacity(told.len());
         for (queue, block) in blocks
             .into_iter()
@@ -166,12 +162,7 @@ impl Committer {
             let value = block.builder.finish(now_ms);
             self.journal.add(queue, now_ms, value.len());
             batch.put(location.key(), value);
-            records.extend(
-                block
-                    .identities
-                    .into_iter()
-                    .map(|identity| (identity, location)),
-            );
+            records.extend(block.identities.into_iter().map(|identity| (identity, location)));
         }
         if batch.is_empty() {
             self.look_at_size();
@@ -187,14 +178,10 @@ impl Committer {
             self.shared.index.insert(identity, location);
         }
         self.apply(changes);
-        self.metrics
-            .sync_seconds
-            .record(synced.duration_since(started).as_secs_f64());
+        self.metrics.sync_seconds.record(synced.duration_since(started).as_secs_f64());
         self.metrics.records_per_sync.record(told.len() as f64);
         for (submitted, on_persisted) in told {
-            self.metrics
-                .commit_seconds
-                .record(synced.duration_since(submitted).as_secs_f64());
+            self.metrics.commit_seconds.record(synced.duration_since(submitted).as_secs_f64());
             on_persisted(Persisted(()));
         }
         if synced.duration_since(self.looked_at_size) >= IDLE_INTERVAL {
@@ -252,10 +239,7 @@ impl Committer {
                     "the store is full, intake is stopped until records expire: raise max_size or shorten retention"
                 );
             } else {
-                info!(
-                    store_bytes = disk_bytes,
-                    "the store has room again, intake goes on"
-                );
+                info!(store_bytes = disk_bytes, "the store has room again, intake goes on");
             }
             self.shared.full.send_replace(is_full);
         }
@@ -290,29 +274,17 @@ mod tests {
             let clock = Clock::manual(1_700_000_000_000);
             let mut options = StoreOptions::new(dir.path());
             options.clock = clock.clone();
-            let queue = QueueRetention {
-                name: "orders".to_owned(),
-                retention: RETENTION,
-            };
+            let queue = QueueRetention { name: "orders".to_owned(), retention: RETENTION };
             let opened = Store::open(&options, &[queue], &|_| ()).await;
             let (store, committer, queues) = opened.expect("it opens");
-            Self {
-                store,
-                committer,
-                queue: queues[0],
-                clock,
-                _dir: dir,
-            }
+            Self { store, committer, queue: queues[0], clock, _dir: dir }
         }
 
         async fn write(&mut self, records: impl Iterator<Item = Record>) {
             let commits = records.map(|record| commit(self.queue, Some(record), Vec::new()));
             self.committer.waiting.extend(commits);
             while !self.committer.waiting.is_empty() {
-                self.committer
-                    .write_group()
-                    .await
-                    .expect("the disk is sound");
+                self.committer.write_group().await.expect("the disk is sound");
             }
         }
 
@@ -329,13 +301,7 @@ mod tests {
     }
 
     fn commit(queue: QueueId, record: Option<Record>, rows: Vec<Change>) -> Commit {
-        Commit {
-            queue,
-            record,
-            rows,
-            submitted: Instant::now(),
-            on_persisted: Box::new(drop),
-        }
+        Commit { queue, record, rows, submitted: Instant::now(), on_persisted: Box::new(drop) }
     }
 
     #[tokio::test]
@@ -354,18 +320,11 @@ mod tests {
         }
         let [early, late] = disk_bytes_max;
         println!("disk {early} {late}");
-        assert!(
-            late <= early * 3 / 2,
-            "the files grow: {early}, later {late} bytes"
-        );
+        assert!(late <= early * 3 / 2, "the files grow: {early}, later {late} bytes");
 
         fixture.clock.advance(RETENTION);
         for _ in 0..100 {
-            fixture
-                .committer
-                .write_group()
-                .await
-                .expect("the disk is sound");
+            fixture.committer.write_group().await.expect("the disk is sound");
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));
         assert_eq!(fixture.committer.journal.oldest().count(), 0);
@@ -375,23 +334,13 @@ mod tests {
     async fn a_burst_of_20_000_records_leaves_within_few_groups() {
         let mut fixture = Fixture::new().await;
         fixture.write((0..20_000).map(record)).await;
-        fixture
-            .clock
-            .advance(RETENTION.saturating_sub(Duration::from_millis(1)));
-        fixture
-            .committer
-            .write_group()
-            .await
-            .expect("the disk is sound");
+        fixture.clock.advance(RETENTION.saturating_sub(Duration::from_millis(1)));
+        fixture.committer.write_group().await.expect("the disk is sound");
         let (ids, _, blocks) = fixture.contents().await;
         assert_eq!(ids, 20_000, "nothing leaves before its retention");
         fixture.clock.advance(Duration::from_millis(1));
         for _ in 0..blocks.div_ceil(COLLECT_BLOCKS_MAX) {
-            fixture
-                .committer
-                .write_group()
-                .await
-                .expect("the disk is sound");
+            fixture.committer.write_group().await.expect("the disk is sound");
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));
     }

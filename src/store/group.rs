@@ -85,15 +85,13 @@ impl Group {
     fn add_change(&mut self, change: Change) {
         match &change {
             Change::PutAttempts(identity, attempts) => {
-                self.batch
-                    .put(record::attempts_key(*identity), record::seal(attempts));
+                self.batch.put(record::attempts_key(*identity), record::seal(attempts));
             }
             Change::RemoveAttempts(identity) => {
                 self.batch.remove(record::attempts_key(*identity));
             }
             Change::PutPending(identity) => {
-                self.batch
-                    .put(record::pending_key(*identity), record::seal(&()));
+                self.batch.put(record::pending_key(*identity), record::seal(&()));
             }
             Change::RemovePending(identity) => {
                 self.batch.remove(record::pending_key(*identity));
@@ -116,13 +114,7 @@ mod tests {
     use super::*;
 
     fn commit(queue: QueueId, record: Option<super::super::Record>, rows: Vec<Change>) -> Commit {
-        Commit {
-            queue,
-            record,
-            rows,
-            submitted: Instant::now(),
-            on_persisted: Box::new(drop),
-        }
+        Commit { queue, record, rows, submitted: Instant::now(), on_persisted: Box::new(drop) }
     }
 
     #[test]
@@ -134,6 +126,7 @@ mod tests {
             queue: QueueId(u16::MAX),
             started: u32::MAX,
             unfinished: true,
+            alone: true,
             first_seen_ms: u64::MAX,
             updated_at_ms: u64::MAX,
         };
@@ -147,10 +140,7 @@ mod tests {
             };
             let identity = super::super::tests::record(number).identity;
             let rows = match rng.u8(0..4) {
-                0 => vec![
-                    Change::RemoveAttempts(identity),
-                    Change::PutPending(identity),
-                ],
+                0 => vec![Change::RemoveAttempts(identity), Change::PutPending(identity)],
                 1 => vec![Change::PutAttempts(identity, attempts)],
                 2 => vec![Change::RemovePending(identity)],
                 _ => Vec::new(),

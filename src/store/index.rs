@@ -27,11 +27,7 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new() -> Self {
         let blocks = DashMap::with_hasher_and_shard_amount(BuildHasherDefault::default(), SHARDS);
-        Self {
-            blocks,
-            collided: DashMap::new(),
-            collided_count: AtomicUsize::new(0),
-        }
+        Self { blocks, collided: DashMap::new(), collided_count: AtomicUsize::new(0) }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -45,9 +41,7 @@ impl Index {
         {
             return Some(*found);
         }
-        self.blocks
-            .get(&identity.hash64())
-            .map(|bits| Location::from_bits(*bits))
+        self.blocks.get(&identity.hash64()).map(|bits| Location::from_bits(*bits))
     }
 
     pub(crate) fn insert(&self, identity: Identity, location: Location) {
@@ -71,8 +65,7 @@ impl Index {
         {
             self.collided_count.fetch_sub(1, Ordering::Release);
         } else {
-            self.blocks
-                .remove_if(&identity.hash64(), |_, bits| *bits == location.bits());
+            self.blocks.remove_if(&identity.hash64(), |_, bits| *bits == location.bits());
         }
     }
 }

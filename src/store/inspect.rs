@@ -66,19 +66,10 @@ pub async fn inspect(
     };
     let identity = store.hash_key().identity(&scope, id);
     let Some(found) = store.lookup(identity).await? else {
-        return Ok(store
-            .attempts(identity)
-            .map_or(Inspection::Unknown, |attempts| {
-                let Attempts {
-                    started,
-                    first_seen_ms,
-                    ..
-                } = attempts;
-                Inspection::Unfinished {
-                    attempts: started,
-                    first_seen_ms,
-                }
-            }));
+        return Ok(store.attempts(identity).map_or(Inspection::Unknown, |attempts| {
+            let Attempts { started, first_seen_ms, .. } = attempts;
+            Inspection::Unfinished { attempts: started, first_seen_ms }
+        }));
     };
     Ok(Inspection::Known {
         outcome: found.record.outcome,

@@ -62,12 +62,7 @@ impl Journal {
 
     /// Where the queue's next block goes.
     pub(super) fn next(&self, queue: QueueId) -> Location {
-        Location::new(
-            queue,
-            self.queues
-                .get(&queue)
-                .map_or(0, |queue| queue.next_sequence),
-        )
+        Location::new(queue, self.queues.get(&queue).map_or(0, |queue| queue.next_sequence))
     }
 
     /// Takes the block at [`Self::next`] into account.
@@ -87,9 +82,7 @@ impl Journal {
 
     /// The first block of each queue that has any, and when it was committed.
     pub(super) fn oldest(&self) -> impl Iterator<Item = (QueueId, u64)> {
-        self.queues
-            .iter()
-            .filter_map(|(id, queue)| queue.oldest.map(|(_, at_ms)| (*id, at_ms)))
+        self.queues.iter().filter_map(|(id, queue)| queue.oldest.map(|(_, at_ms)| (*id, at_ms)))
     }
 
     /// The first block of the queue is another one now, or there is none.
@@ -108,9 +101,7 @@ impl Journal {
             next_sequence: queue.next_sequence,
             expires_at_ms: queue.newest_ms.saturating_add(retention_ms(*id)),
         });
-        Note {
-            ends: ends.collect(),
-        }
+        Note { ends: ends.collect() }
     }
 
     /// Compares what was read with the last note, and never gives a number again that was given before.

@@ -19,6 +19,7 @@ use crate::identity::{HashKey, Identity};
 mod backend;
 mod collect;
 mod committer;
+mod directory;
 mod group;
 mod index;
 mod inspect;
@@ -137,10 +138,7 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("path", &self.path)
-            .field("epoch", &self.epoch)
-            .finish()
+        f.debug_struct("Shared").field("path", &self.path).field("epoch", &self.epoch).finish()
     }
 }
 
@@ -158,10 +156,7 @@ impl Shared {
     }
 
     fn damaged(&self, reason: impl Into<String>) -> StoreError {
-        StoreError::Damaged {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        StoreError::Damaged { path: self.path.clone(), reason: reason.into() }
     }
 }
 
@@ -181,7 +176,9 @@ impl Store {
         self.shared.full.subscribe()
     }
 
-    /// Whether a write has failed: then nothing is acknowledged any more.
+    /// Whether nothing becomes durable any more, after a failed write or with the committer's end: then nothing runs
+    /// and
+    /// nothing is acknowledged.
     pub(crate) fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
     }
@@ -200,8 +197,7 @@ impl Store {
             match self.shared.backend.get(&location.key()).await? {
                 Some(value) => {
                     let found = record::find_in_block(&value, identity).map_err(|error| {
-                        self.shared
-                            .damaged(format!("block {}: {error}", location.sequence()))
+                        self.shared.damaged(format!("block {}: {error}", location.sequence()))
                     })?;
                     let retention_ms = self.retention_ms(location.queue());
                     return Ok(found.map(|(committed_at_ms, record)| Found {
@@ -223,11 +219,7 @@ impl Store {
     }
 
     fn retention_ms(&self, queue: QueueId) -> u64 {
-        self.shared
-            .rows()
-            .queues
-            .get(&queue)
-            .map_or(0, |row| row.retention_ms)
+        self.shared.rows().queues.get(&queue).map_or(0, |row| row.retention_ms)
     }
 
     /// Attempts of a message that has no outcome, as far as they are recorded.
@@ -264,14 +256,7 @@ impl Store {
             let _ = persisted.send(proof);
         });
         let submitted = Instant::now();
-        self.commit(Commit {
-            queue,
-            record,
-            rows,
-            submitted,
-            on_persisted,
-        })
-        .await;
+        self.commit(Commit { queue, record, rows, submitted, on_persisted }).await;
         wait.await.ok()
     }
 }
@@ -285,9 +270,6 @@ pub(crate) struct QueueRetention {
 
 impl QueueRetention {
     fn row(&self) -> QueueRow {
-        QueueRow {
-            name: self.name.clone(),
-            retention_ms: duration_ms(self.retention),
-        }
+        QueueRow { name: self.name.clone(), retention_ms: duration_ms(self.retention) }
     }
 }

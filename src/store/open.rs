@@ -53,12 +53,8 @@ impl Store {
             failed: AtomicBool::new(false),
         });
         let (commits, waiting) = mpsc::channel(COMMITS_WAITING_MAX);
-        let committer = Committer::new(
-            Arc::clone(&shared),
-            waiting,
-            journal,
-            options.size_bytes_max,
-        );
+        let committer =
+            Committer::new(Arc::clone(&shared), waiting, journal, options.size_bytes_max);
         Ok((Self { shared, commits }, committer, ids))
     }
 }
@@ -104,48 +100,31 @@ impl Opening<'_> {
                     path: self.options.path.clone(),
                     reason: format!("the system gives no random key: {error}"),
                 })?;
-                return Ok(Meta {
-                    format: FORMAT,
-                    hash_key,
-                    epoch: 1,
-                });
+                return Ok(Meta { format: FORMAT, hash_key, epoch: 1 });
             }
             return Err(self.damaged("its own row is missing"));
         };
         let meta: Meta = self.read("the store's own row", &value)?;
         if meta.format != FORMAT {
             let path = self.options.path.clone();
-            return Err(StoreError::Format {
-                path,
-                found: meta.format,
-                known: FORMAT,
-            });
+            return Err(StoreError::Format { path, found: meta.format, known: FORMAT });
         }
-        Ok(Meta {
-            epoch: meta.epoch + 1,
-            ..meta
-        })
+        Ok(Meta { epoch: meta.epoch + 1, ..meta })
     }
 
     async fn rows(&self) -> Result<Rows, StoreError> {
         let mut rows = Rows::default();
         for (key, value) in self.scan_all(record::QUEUE_PREFIX).await? {
-            let number = key
-                .strip_prefix(record::QUEUE_PREFIX)
-                .and_then(|key| key.try_into().ok());
+            let number = key.strip_prefix(record::QUEUE_PREFIX).and_then(|key| key.try_into().ok());
             let Some(number) = number else {
                 return Err(self.damaged("a queue's key"));
             };
-            rows.queues.insert(
-                QueueId(u16::from_be_bytes(number)),
-                self.read("a queue", &value)?,
-            );
+            rows.queues.insert(QueueId(u16::from_be_bytes(number)), self.read("a queue", &value)?);
         }
         for (key, value) in self.scan_all(record::ATTEMPTS_PREFIX).await? {
             let identity = record::identity_of_key(record::ATTEMPTS_PREFIX, &key)
                 .ok_or_else(|| self.damaged("a key of attempts"))?;
-            rows.attempts
-                .insert(identity, self.read::<Attempts>("attempts", &value)?);
+            rows.attempts.insert(identity, self.read::<Attempts>("attempts", &value)?);
         }
         for (key, value) in self.scan_all(record::PENDING_PREFIX).await? {
             let identity = record::identity_of_key(record::PENDING_PREFIX, &key)
@@ -192,10 +171,7 @@ impl Opening<'_> {
         let mut records = 0;
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let rows = self
-                .backend
-                .scan(record::BLOCK_PREFIX, after.as_deref(), SCAN_ROWS)
-                .await?;
+            let rows = self.backend.scan(record::BLOCK_PREFIX, after.as_deref(), SCAN_ROWS).await?;
             let Some((last, _)) = rows.last() else { break };
             after = Some(last.clone());
             for (key, value) in rows {
@@ -217,17 +193,13 @@ impl Opening<'_> {
         if let Some(note) = self.backend.note().await? {
             let note: Note = self.read("the note beside it", &note)?;
             let now_ms = self.options.clock.now_ms();
-            journal
-                .check(&note, now_ms)
-                .map_err(|missing| self.missing(missing))?;
+            journal.check(&note, now_ms).map_err(|missing| self.missing(missing))?;
         }
         Ok(journal)
     }
 
     fn missing(&self, block: u64) -> StoreError {
-        self.damaged(format!(
-            "block {block} is missing, and perhaps others after it"
-        ))
+        self.damaged(format!("block {block} is missing, and perhaps others after it"))
     }
 
     async fn scan_all(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
@@ -239,9 +211,6 @@ impl Opening<'_> {
     }
 
     fn damaged(&self, reason: impl Into<String>) -> StoreError {
-        StoreError::Damaged {
-            path: self.options.path.clone(),
-            reason: reason.into(),
-        }
+        StoreError::Damaged { path: self.options.path.clone(), reason: reason.into() }
     }
 }

@@ -130,6 +130,8 @@ pub(crate) struct Attempts {
     pub(crate) started: u32,
     /// Whether the last one had not ended when this was written.
     pub(crate) unfinished: bool,
+    /// Whether the last one ran with no other suspect beside it.
+    pub(crate) alone: bool,
     pub(crate) first_seen_ms: u64,
     pub(crate) updated_at_ms: u64,
 }
@@ -200,10 +202,7 @@ pub(crate) fn pending_key(identity: Identity) -> Vec<u8> {
 
 /// The identity in a key of this prefix.
 pub(crate) fn identity_of_key(prefix: &[u8], key: &[u8]) -> Option<Identity> {
-    key.strip_prefix(prefix)?
-        .try_into()
-        .ok()
-        .map(Identity::from_bytes)
+    key.strip_prefix(prefix)?.try_into().ok().map(Identity::from_bytes)
 }
 
 /// First byte of every value.
@@ -227,10 +226,7 @@ pub(crate) enum UnsealError {
 pub(crate) fn seal(value: &impl Serialize) -> Vec<u8> {
     let body = postcard::to_extend(value, vec![VALUE_FORMAT]);
     // Only a type that serde cannot encode fails here, and all of ours are plain.
-    #[expect(
-        clippy::expect_used,
-        reason = "rows are plain data, which postcard always encodes"
-    )]
+    #[expect(clippy::expect_used, reason = "rows are plain data, which postcard always encodes")]
     let body = body.expect("rows are plain data");
     checksummed(body)
 }
@@ -322,10 +318,7 @@ impl BlockBuilder {
 /// Encodes a record for [`BlockBuilder::push`].
 pub(crate) fn encode_record(record: &Record, into: &mut Vec<u8>) {
     into.clear();
-    #[expect(
-        clippy::expect_used,
-        reason = "records are plain data, which postcard always encodes"
-    )]
+    #[expect(clippy::expect_used, reason = "records are plain data, which postcard always encodes")]
     let encoded =
         postcard::to_extend(record, std::mem::take(into)).expect("records are plain data");
     *into = encoded;
@@ -347,21 +340,12 @@ mod tests {
     use super::*;
 
     fn record() -> impl Strategy<Value = Record> {
-        let dead = (
-            0..8usize,
-            ".{0,100}",
-            proptest::collection::vec(any::<u8>(), 0..1024),
-            any::<u64>(),
-        )
-            .prop_map(|(reason, error, id, first_seen_ms)| {
-                let reason = Reason::ALL[reason];
-                Outcome::Dead(Box::new(DeadNote {
-                    reason,
-                    error,
-                    id,
-                    first_seen_ms,
-                }))
-            });
+        let dead =
+            (0..8usize, ".{0,100}", proptest::collection::vec(any::<u8>(), 0..1024), any::<u64>())
+                .prop_map(|(reason, error, id, first_seen_ms)| {
+                    let reason = Reason::ALL[reason];
+                    Outcome::Dead(Box::new(DeadNote { reason, error, id, first_seen_ms }))
+                });
         (
             any::<[u8; 16]>(),
             any::<u64>(),

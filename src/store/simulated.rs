@@ -68,10 +68,7 @@ impl SimulatedDisk {
             return Err(StoreError::InUse { path: disk_path() });
         }
         state.opened = true;
-        Ok(SimulatedBackend {
-            disk: self.clone(),
-            life: state.life,
-        })
+        Ok(SimulatedBackend { disk: self.clone(), life: state.life })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -92,19 +89,12 @@ pub(crate) struct SimulatedBackend {
 impl SimulatedBackend {
     fn live(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.disk.lock();
-        if state.life == self.life {
-            Ok(state)
-        } else {
-            Err(failed("the power was cut"))
-        }
+        if state.life == self.life { Ok(state) } else { Err(failed("the power was cut")) }
     }
 }
 
 fn failed(reason: &str) -> StoreError {
-    StoreError::Failed {
-        path: disk_path(),
-        reason: reason.into(),
-    }
+    StoreError::Failed { path: disk_path(), reason: reason.into() }
 }
 
 impl Drop for SimulatedBackend {
@@ -171,10 +161,7 @@ impl Backend for SimulatedBackend {
 
     fn disk_bytes(&self) -> u64 {
         let rows = self.disk.lock();
-        rows.current
-            .iter()
-            .map(|(key, value)| (key.len() + value.len()) as u64)
-            .sum()
+        rows.current.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 }
 

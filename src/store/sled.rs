@@ -2,32 +2,21 @@
 //!
 //! sled's `flush` never calls fsync: after it, this file calls fdatasync on a descriptor of sled's log that it keeps
 //! open for life. One thread writes; nothing else applies batches. Rules that its issues and our
-//! measurements teach: one tree, batches of at most 256 operations and 384 KiB, values of at most 4 KiB, no
+//! measurements teach: one tree, batches of at most 256 operations and 80 KiB, values of at most 4 KiB, no
 //! `flush_async`, no transactions, no `drop_tree`, no use after an error.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{File, OpenOptions};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::oneshot;
 
 use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
-
-/// How often a locked store is tried again: after a kill -9 the system may hold the lock for a moment.
-const LOCK_TRIES: u32 = 25;
-const LOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
-
-/// Locked by the process that has the store open.
-const LOCK: &str = "onceward.lock";
-
-/// Holds the note; made when the store's first commit is on disk. A directory with it and without rows has lost them.
-const NOTE: &str = "onceward.note";
+use super::directory::{self, LOCK_RETRY_DELAY, LOCK_TRIES};
 
 #[derive(Debug)]
 pub(crate) struct SledBackend {
@@ -52,18 +41,15 @@ impl SledBackend {
             path: path.to_owned(),
             reason: format!("{what}: {error}"),
         };
-        let made =
-            make_directory(path).map_err(|error| unusable("making the directory", &error))?;
+        let made = directory::make_directory(path)
+            .map_err(|error| unusable("making the directory", &error))?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
-        let lock = lock(path)?;
+        let lock = directory::lock(path)?;
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
         let db = open_unlocked(path, cache_bytes)?;
-        if path.join(NOTE).exists() && db.is_empty() {
+        if directory::was_used(path) && db.is_empty() {
             let reason = "it was in use before, and now it is empty".to_owned();
-            return Err(StoreError::Damaged {
-                path: path.to_owned(),
-                reason,
-            });
+            return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
         // One write at a time: the committer waits for each, the second place only saves it a wait.
@@ -85,10 +71,7 @@ impl SledBackend {
     }
 
     fn failed(&self, reason: impl ToString) -> StoreError {
-        StoreError::Failed {
-            path: self.path.clone(),
-            reason: reason.to_string().into(),
-        }
+        StoreError::Failed { path: self.path.clone(), reason: reason.to_string().into() }
     }
 }
 
@@ -104,10 +87,7 @@ impl Drop for SledBackend {
 
 impl Backend for SledBackend {
     fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
-        let found = self
-            .db
-            .get(key)
-            .map(|value| value.map(|value| value.to_vec()));
+        let found = self.db.get(key).map(|value| value.map(|value| value.to_vec()));
         std::future::ready(found.map_err(|error| self.failed(error))).boxed()
     }
 
@@ -122,10 +102,7 @@ impl Backend for SledBackend {
         let rows = self
             .db
             .range::<&[u8], _>((from, Bound::Unbounded))
-            .take_while(|row| {
-                row.as_ref()
-                    .map_or(true, |(key, _)| key.starts_with(prefix))
-            })
+            .take_while(|row| row.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)))
             .take(limit)
             .map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())))
             .collect::<Result<Vec<_>, _>>();
@@ -148,25 +125,19 @@ impl Backend for SledBackend {
     }
 
     fn note(&self) -> BoxFuture<'_, Result<Option<Vec<u8>>, StoreError>> {
-        let note = match std::fs::read(self.path.join(NOTE)) {
-            // Left by the first commit, before there was anything to note.
-            Ok(note) if note.is_empty() => Ok(None),
-            Ok(note) => Ok(Some(note)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed(format!("reading {NOTE}: {error}"))),
-        };
+        let note = directory::read_note(&self.path);
+        let note = note.map_err(|error| self.failed(format!("reading the note: {error}")));
         std::future::ready(note).boxed()
     }
 
     fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
             let path = self.path.clone();
-            let written = tokio::task::spawn_blocking(move || write_note(&path, &note)).await;
+            let written =
+                tokio::task::spawn_blocking(move || directory::write_note(&path, &note)).await;
             let failed =
-                |error: &dyn std::fmt::Display| self.failed(format!("writing {NOTE}: {error}"));
-            written
-                .map_err(|error| failed(&error))?
-                .map_err(|error| failed(&error))
+                |error: &dyn std::fmt::Display| self.failed(format!("writing the note: {error}"));
+            written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
         }
         .boxed()
     }
@@ -174,56 +145,6 @@ impl Backend for SledBackend {
     fn disk_bytes(&self) -> u64 {
         self.db.size_on_disk().unwrap_or(0)
     }
-}
-
-/// Makes the directory and all above it that are missing; gives those that got a new entry.
-fn make_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let parents = path.ancestors().skip(1).map(|parent| {
-        if parent.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            parent
-        }
-    });
-    let mut made = Vec::new();
-    for (directory, parent) in path.ancestors().zip(parents) {
-        made.push(parent.to_owned());
-        if directory.exists() || parent.exists() {
-            break;
-        }
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    Ok(made)
-}
-
-/// Takes the store for this process; after a kill -9 the system may hold the lock for a moment.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let unusable = |error: io::Error| StoreError::Unusable {
-        path: path.to_owned(),
-        reason: format!("locking it: {error}"),
-    };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path.join(LOCK))
-        .map_err(unusable)?;
-    for attempt in 1.. {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if attempt < LOCK_TRIES => {
-                std::thread::sleep(LOCK_RETRY_DELAY);
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(unusable(error)),
-        }
-    }
-    Ok(file)
 }
 
 /// A crash while sled opens leaves a half-written snapshot, which its next open takes for a damaged one (issues 1527,
@@ -241,10 +162,7 @@ fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
 }
 
 fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {
-    let config = sled::Config::new()
-        .path(path)
-        .cache_capacity(cache_bytes)
-        .flush_every_ms(None);
+    let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
     let mut tries = 1;
     loop {
         // sled asserts on some damaged files instead of returning an error.
@@ -258,18 +176,11 @@ fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> 
                 continue;
             }
             Ok(Err(error)) if is_locked(&error) => Err(StoreError::InUse { path }),
-            Ok(Err(sled::Error::Io(error))) => Err(StoreError::Unusable {
-                path,
-                reason: error.to_string(),
-            }),
-            Ok(Err(error)) => Err(StoreError::Damaged {
-                path,
-                reason: error.to_string(),
-            }),
-            Err(_) => Err(StoreError::Damaged {
-                path,
-                reason: "sled cannot read it".to_owned(),
-            }),
+            Ok(Err(sled::Error::Io(error))) => {
+                Err(StoreError::Unusable { path, reason: error.to_string() })
+            }
+            Ok(Err(error)) => Err(StoreError::Damaged { path, reason: error.to_string() }),
+            Err(_) => Err(StoreError::Damaged { path, reason: "sled cannot read it".to_owned() }),
         };
     }
 }
@@ -284,10 +195,7 @@ fn is_locked(error: &sled::Error) -> bool {
 ///
 /// It stays open for life: an error of writing back is reported once, to descriptors that were open then.
 fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
-    let log = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path.join("db"))?;
+    let log = OpenOptions::new().read(true).write(true).open(path.join("db"))?;
     log.sync_all()?;
     for name in ["conf", "blobs"] {
         match File::open(path.join(name)) {
@@ -304,22 +212,19 @@ fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
 }
 
 fn write_until_closed(db: &sled::Db, log: &File, path: &Path, writes: &Receiver<Write>) {
-    let mut marked = path.join(NOTE).exists();
+    let mut marked = directory::was_used(path);
     while let Ok(Write { batch, answer }) = writes.recv() {
         let written = catch_unwind(AssertUnwindSafe(|| write(db, log, batch)))
             .unwrap_or_else(|_| Err("sled panicked".to_owned()));
         let written = match written {
-            Ok(()) if !marked => {
-                write_note(path, &[]).map_err(|error| format!("marking the store: {error}"))
-            }
+            Ok(()) if !marked => directory::write_note(path, &[])
+                .map_err(|error| format!("marking the store: {error}")),
             other => other,
         };
         marked = true;
         let failed = written.is_err();
-        let written = written.map_err(|reason| StoreError::Failed {
-            path: path.to_owned(),
-            reason: reason.into(),
-        });
+        let written = written
+            .map_err(|reason| StoreError::Failed { path: path.to_owned(), reason: reason.into() });
         // Whoever asked may be gone with the runtime: then nothing is acknowledged.
         let _ = answer.send(written);
         if failed {
@@ -337,19 +242,7 @@ fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
             None => sled_batch.remove(key),
         }
     }
-    db.apply_batch(sled_batch)
-        .map_err(|error| format!("writing: {error}"))?;
+    db.apply_batch(sled_batch).map_err(|error| format!("writing: {error}"))?;
     db.flush().map_err(|error| format!("flushing: {error}"))?;
-    log.sync_data()
-        .map_err(|error| format!("fdatasync: {error}"))
-}
-
-/// Replaces the note: after a crash there is the old one or the new one.
-fn write_note(path: &Path, note: &[u8]) -> io::Result<()> {
-    let new = path.join(format!("{NOTE}.new"));
-    let mut file = File::create(&new)?;
-    file.write_all(note)?;
-    file.sync_all()?;
-    std::fs::rename(new, path.join(NOTE))?;
-    File::open(path)?.sync_all()
+    log.sync_data().map_err(|error| format!("fdatasync: {error}"))
 }

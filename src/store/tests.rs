@@ -31,10 +31,7 @@ fn options(path: &Path) -> StoreOptions {
 }
 
 fn queue(name: &str) -> QueueRetention {
-    QueueRetention {
-        name: name.to_owned(),
-        retention: RETENTION,
-    }
+    QueueRetention { name: name.to_owned(), retention: RETENTION }
 }
 
 pub(super) fn record(number: u64) -> Record {
@@ -61,10 +58,7 @@ pub(super) fn dead_record(number: u64) -> Record {
         id: vec![b'i'; ID_BYTES_MAX],
         first_seen_ms: 1_700_000_000_000,
     };
-    Record {
-        outcome: Outcome::Dead(Box::new(note)),
-        ..record(number)
-    }
+    Record { outcome: Outcome::Dead(Box::new(note)), ..record(number) }
 }
 
 /// Opens the store, works on it beside its committer, and closes it.
@@ -176,12 +170,9 @@ async fn a_store_that_lost_its_log_is_damaged_and_never_silently_empty() {
     fn is_snapshot(name: &str) -> bool {
         name.starts_with("snap.")
     }
-    for (harm, with_snapshots) in [
-        ("remove", false),
-        ("remove", true),
-        ("empty", false),
-        ("empty", true),
-    ] {
+    for (harm, with_snapshots) in
+        [("remove", false), ("remove", true), ("empty", false), ("empty", true)]
+    {
         let dir = directory();
         written(dir.path(), 100).await;
         let log = dir.path().join("db");
@@ -209,10 +200,7 @@ async fn a_flipped_byte_in_a_block_is_damage_and_the_block_is_named() {
     written(dir.path(), 100).await;
     let backend = bare(dir.path());
     let blocks = backend.scan(record::BLOCK_PREFIX, None, usize::MAX).await;
-    let (key, mut value) = blocks
-        .expect("it can be read")
-        .pop()
-        .expect("it has blocks");
+    let (key, mut value) = blocks.expect("it can be read").pop().expect("it has blocks");
     let sequence = Location::from_key(&key).expect("its key").sequence();
     let middle = value.len() / 2;
     value[middle] ^= 1;
@@ -240,11 +228,7 @@ async fn a_store_without_its_own_row_is_damaged() {
 #[tokio::test]
 async fn an_unknown_format_is_told_with_both_numbers() {
     let dir = directory();
-    let meta = Meta {
-        format: FORMAT + 1,
-        hash_key: [7; 32],
-        epoch: 1,
-    };
+    let meta = Meta { format: FORMAT + 1, hash_key: [7; 32], epoch: 1 };
     let backend = bare(dir.path());
     put(&backend, record::META_KEY.to_vec(), record::seal(&meta)).await;
     drop(backend);
@@ -262,15 +246,9 @@ async fn the_epoch_rises_at_each_open_and_the_hash_key_stays() {
     for epoch in 1..=3 {
         let look = async |store: &Store, _| {
             assert_eq!(store.shared.epoch, epoch);
-            store
-                .hash_key()
-                .identity(&crate::identity::ScopeName::global(), b"id")
+            store.hash_key().identity(&crate::identity::ScopeName::global(), b"id")
         };
-        hash_keys.push(
-            on_store(&options(dir.path()), look)
-                .await
-                .expect("it opens"),
-        );
+        hash_keys.push(on_store(&options(dir.path()), look).await.expect("it opens"));
     }
     hash_keys.dedup();
     assert_eq!(hash_keys.len(), 1);
@@ -284,28 +262,21 @@ async fn an_index_that_is_rebuilt_is_the_index_that_was() {
         persist(store, queue, (3000..3100).map(dead_record)).await;
         (store.shared.index.len(), known(store, 0..3200).await)
     };
-    let before = on_store(&options(dir.path()), first)
-        .await
-        .expect("it opens");
+    let before = on_store(&options(dir.path()), first).await.expect("it opens");
     assert_eq!(before, (3100, 3100));
     let second = async |store: &Store, _| (store.shared.index.len(), known(store, 0..3200).await);
-    let after = on_store(&options(dir.path()), second)
-        .await
-        .expect("it opens");
+    let after = on_store(&options(dir.path()), second).await.expect("it opens");
     assert_eq!(after, before);
 }
 
 #[tokio::test]
 async fn a_worker_may_have_more_queues_than_a_batch_has_operations() {
     let dir = directory();
-    let queues: Vec<_> = (0..600)
-        .map(|number| queue(&format!("q{number}")))
-        .collect();
+    let queues: Vec<_> = (0..600).map(|number| queue(&format!("q{number}"))).collect();
     let mut opened = Vec::new();
     for _ in 0..2 {
-        let (_, _, ids) = Store::open(&options(dir.path()), &queues, &|_| ())
-            .await
-            .expect("it opens");
+        let (_, _, ids) =
+            Store::open(&options(dir.path()), &queues, &|_| ()).await.expect("it opens");
         opened.push(ids);
     }
     assert_eq!(opened[0], opened[1]);
@@ -325,14 +296,9 @@ async fn a_flipped_byte_in_the_log_is_damage_or_changes_nothing() {
             persist(store, queue, (first..first + 200).map(record)).await;
         }
     };
-    on_store(&options(dir.path()), write)
-        .await
-        .expect("it opens");
+    on_store(&options(dir.path()), write).await.expect("it opens");
     let log = fs::read(dir.path().join("db")).expect("it is there");
-    let used = log
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .expect("it has rows");
+    let used = log.iter().rposition(|byte| *byte != 0).expect("it has rows");
     let mut shortened = Vec::new();
     for _ in 0..60 {
         let copy = directory();

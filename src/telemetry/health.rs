@@ -31,9 +31,7 @@ impl Health {
     #[must_use]
     pub fn readiness(&self) -> Readiness {
         let faults = self.lock().clone();
-        Readiness {
-            faults: faults.into_iter().collect(),
-        }
+        Readiness { faults: faults.into_iter().collect() }
     }
 
     /// Sets or replaces the fault of one part.

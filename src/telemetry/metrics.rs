@@ -39,12 +39,7 @@ const fn metric(
     labels: &'static [&'static str],
     help: &'static str,
 ) -> Metric {
-    Metric {
-        name,
-        kind,
-        labels,
-        help,
-    }
+    Metric { name, kind, labels, help }
 }
 
 use MetricKind::{Counter as C, Gauge as G, Histogram as H};

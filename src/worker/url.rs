@@ -44,21 +44,14 @@ pub(crate) fn parse_http(text: &str, tls: bool) -> Result<Url, String> {
 }
 
 fn parse(text: &str, protocol: &Protocol, tls: bool) -> Result<Url, String> {
-    let Protocol {
-        name,
-        scheme,
-        tls_scheme,
-        wanted,
-    } = protocol;
+    let Protocol { name, scheme, tls_scheme, wanted } = protocol;
     let url = Url::parse(text).map_err(|error| format!("not a URL ({error}); {wanted}"))?;
     if url.host_str().is_none_or(str::is_empty) {
         return Err(format!("a URL without a host; {wanted}"));
     }
     // A bare # in a password would cut the URL in two.
     if url.fragment().is_some() {
-        return Err(format!(
-            "a URL with a #, which must be written %23; {wanted}"
-        ));
+        return Err(format!("a URL with a #, which must be written %23; {wanted}"));
     }
     if url.scheme() == *tls_scheme && !tls {
         return Err(format!(
@@ -74,10 +67,7 @@ fn parse(text: &str, protocol: &Protocol, tls: bool) -> Result<Url, String> {
 /// A URL for people: without user, password, query and fragment.
 pub(crate) fn shown(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    let port = url
-        .port()
-        .map(|port| format!(":{port}"))
-        .unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{}://{host}{port}{}", url.scheme(), url.path())
 }
 
@@ -95,22 +85,10 @@ mod tests {
 
     #[test]
     fn urls_of_brokers_and_targets_are_told_from_others() {
-        for good in [
-            "memory:",
-            "amqp://guest:guest@127.0.0.1:5672/%2f",
-            "amqp://[::1]",
-        ] {
+        for good in ["memory:", "amqp://guest:guest@127.0.0.1:5672/%2f", "amqp://[::1]"] {
             assert_eq!(check_broker(good, false), Ok(()), "{good}");
         }
-        for bad in [
-            "",
-            "guest",
-            "http://a",
-            "amqp://",
-            "amqp:",
-            "amqp://a:p#w@host/",
-            "/%2f",
-        ] {
+        for bad in ["", "guest", "http://a", "amqp://", "amqp:", "amqp://a:p#w@host/", "/%2f"] {
             assert!(check_broker(bad, true).is_err(), "{bad}");
         }
         assert!(parse_http("http://127.0.0.1:8080/hook?a=b", false).is_ok());
@@ -130,10 +108,7 @@ mod tests {
 
     #[test]
     fn nothing_secret_is_shown() {
-        assert_eq!(
-            shown_broker("amqp://me:pw@host:5672/%2f?x=y"),
-            "amqp://host:5672/%2f"
-        );
+        assert_eq!(shown_broker("amqp://me:pw@host:5672/%2f?x=y"), "amqp://host:5672/%2f");
         assert_eq!(
             shown(&Url::parse("http://me:pw@host/hook?token=t#f").unwrap()),
             "http://host/hook"

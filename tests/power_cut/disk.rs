@@ -30,9 +30,7 @@ impl Disk {
         let path = image.path();
         run(Command::new("truncate").args(["-s", IMAGE_SIZE]).arg(&path))?;
         let all_at_once = "lazy_itable_init=0,lazy_journal_init=0";
-        run(Command::new("mkfs.ext4")
-            .args(["-q", "-F", "-m", "0", "-E", all_at_once])
-            .arg(&path))?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-E", all_at_once]).arg(&path))?;
         image.mount()
     }
 
@@ -78,9 +76,7 @@ impl Disk {
         let stat = std::fs::read_to_string(format!("/sys/block/{device}/stat"))
             .expect("a loop device has statistics");
         let flushes = stat.split_whitespace().nth(15);
-        flushes
-            .and_then(|count| count.parse().ok())
-            .expect("Linux 5.5 and later count flushes")
+        flushes.and_then(|count| count.parse().ok()).expect("Linux 5.5 and later count flushes")
     }
 }
 
@@ -118,18 +114,13 @@ impl Image {
         run(Command::new("mount")
             .args(["-t", "ext4", "-o", "loop,noatime"])
             .args([&self.path(), &root]))?;
-        Ok(Disk {
-            dir: self.dir,
-            root,
-        })
+        Ok(Disk { dir: self.dir, root })
     }
 }
 
 /// Runs a tool to its end.
 pub(crate) fn run(command: &mut Command) -> Result<(), String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("{command:?}: {error}"))?;
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -87,8 +87,7 @@ impl Ledger {
         self.next_number = self.next_number.max(highest.unwrap_or(0)) + window;
         self.new_ids = acked.len();
         let acked = acked.iter();
-        self.acked
-            .extend(acked.map(|acked| ((acked.queue, acked.number), acked.published_ms)));
+        self.acked.extend(acked.map(|acked| ((acked.queue, acked.number), acked.published_ms)));
     }
 
     /// Gives all messages to a worker on this store, at the time of the cut, and sees which it does not know.
@@ -155,19 +154,13 @@ async fn run_all(
     options.clock = Clock::manual(now_ms);
     let (acked, mut all_acked) = watch::channel(0);
     let report = move |settled: &[Acked]| acked.send_modify(|acked| *acked += settled.len());
-    let reporting = Reporting {
-        inner: broker.clone(),
-        report: Arc::new(report),
-    };
+    let reporting = Reporting { inner: broker.clone(), report: Arc::new(report) };
     let runs = Runs::default();
     let mut worker = Worker::new(Options::with_broker(Arc::new(reporting), options));
     for queue in Queue::ALL {
         let options = queue.options();
         broker.declare(&options.queue);
-        let handler = Recorder {
-            queue,
-            runs: runs.clone(),
-        };
+        let handler = Recorder { queue, runs: runs.clone() };
         worker = worker.queue_with(options, handler);
     }
     for (queue, number) in messages {

@@ -58,25 +58,15 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_instant() {
         }
         let verdict = cut_power(&mut disk, &mut ledger, &mut rng, Sync::Real)
             .unwrap_or_else(|error| panic!("cut {number}: {error}; {}", disk.keep()));
-        assert!(
-            verdict.is_clean(),
-            "cut {number}: {verdict:?}; {}",
-            disk.keep()
-        );
+        assert!(verdict.is_clean(), "cut {number}: {verdict:?}; {}", disk.keep());
         total.add(&verdict);
     }
-    say(&format!(
-        "{cuts} cuts in {:.1} s: {total}",
-        started.elapsed().as_secs_f64()
-    ));
+    say(&format!("{cuts} cuts in {:.1} s: {total}", started.elapsed().as_secs_f64()));
     assert!(
         total.cuts_with_new_ids * 2 > cuts,
         "most cuts were before the first acknowledgement: {total}"
     );
-    assert!(
-        cuts < 50 || total.forgotten > 0,
-        "no block was collected: {total}"
-    );
+    assert!(cuts < 50 || total.forgotten > 0, "no block was collected: {total}");
 }
 
 #[test]
@@ -90,11 +80,7 @@ fn without_fdatasync_acknowledged_ids_are_lost() {
     };
     let mut ledger = Ledger::default();
     // Long enough for thousands of acknowledgements, short of the 5 s after which ext4 syncs by itself.
-    let life = Life {
-        window: 300,
-        from: From::FirstAck,
-        time: Duration::from_secs(1),
-    };
+    let life = Life { window: 300, from: From::FirstAck, time: Duration::from_secs(1) };
     match cut_after(&mut disk, &mut ledger, &life, Sync::Ignored) {
         Ok(verdict) => {
             say(&format!("without fdatasync: {verdict}"));
@@ -157,10 +143,7 @@ fn disk_or_skip(test: &str) -> Option<Disk> {
     match Disk::format() {
         Ok(disk) => Some(disk),
         Err(reason) => {
-            skip(
-                test,
-                &format!("no loop-mounted ext4 (needs root and e2fsprogs): {reason}"),
-            );
+            skip(test, &format!("no loop-mounted ext4 (needs root and e2fsprogs): {reason}"));
             None
         }
     }

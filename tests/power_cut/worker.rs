@@ -68,10 +68,7 @@ impl Queue {
         options.declare = Declare::Classic;
         options.retention = self.retention();
         options.identity.key = vec![Source::Header("key".to_owned())];
-        options.retry = Retry {
-            initial: Duration::from_millis(1),
-            ..Retry::default()
-        };
+        options.retry = Retry { initial: Duration::from_millis(1), ..Retry::default() };
         options
     }
 
@@ -116,12 +113,7 @@ impl Acked {
     }
 
     fn line(self) -> String {
-        format!(
-            "acked {} {} {}\n",
-            self.queue.name(),
-            self.number,
-            self.published_ms
-        )
+        format!("acked {} {} {}\n", self.queue.name(), self.number, self.published_ms)
     }
 
     fn from_line(line: &str) -> Option<Self> {
@@ -202,29 +194,18 @@ impl Child {
         let (reported, reporting) = sync_channel(1);
         let reports = std::thread::spawn(move || {
             let mut reports = Vec::new();
-            stdout
-                .read_until(b'\n', &mut reports)
-                .expect("a pipe can be read");
+            stdout.read_until(b'\n', &mut reports).expect("a pipe can be read");
             // A child that is killed while it opens has nobody waiting for its first report.
             let _ = reported.send(());
-            stdout
-                .read_to_end(&mut reports)
-                .expect("a pipe can be read to its end");
+            stdout.read_to_end(&mut reports).expect("a pipe can be read to its end");
             reports
         });
-        Self {
-            process,
-            pid,
-            reporting,
-            reports,
-        }
+        Self { process, pid, reporting, reports }
     }
 
     /// Waits for its first acknowledgement.
     pub(crate) fn wait_for_ack(&self) {
-        self.reporting
-            .recv_timeout(FIRST_ACK_TIMEOUT)
-            .expect("the child acknowledges");
+        self.reporting.recv_timeout(FIRST_ACK_TIMEOUT).expect("the child acknowledges");
     }
 
     /// Stops it where it is. Each report that is in the pipe now was made of a sync that had ended before.
@@ -272,9 +253,8 @@ pub(crate) fn run_as_child() {
     let feed = {
         let broker = broker.clone();
         move |queue: Queue| {
-            let number = next
-                .get(&queue)
-                .map_or(first, |next| next.fetch_add(1, Ordering::Relaxed));
+            let number =
+                next.get(&queue).map_or(first, |next| next.fetch_add(1, Ordering::Relaxed));
             broker.publish(queue.message(number, Clock::default().now_ms()));
         }
     };
@@ -285,10 +265,7 @@ pub(crate) fn run_as_child() {
         write_or_exit(&acked.iter().map(|acked| acked.line()).collect::<String>());
         acked.iter().for_each(|acked| feed(acked.queue));
     };
-    let broker = Reporting {
-        inner: broker,
-        report: Arc::new(report),
-    };
+    let broker = Reporting { inner: broker, report: Arc::new(report) };
     let options = Options::with_broker(Arc::new(broker), StoreOptions::new(store));
     let mut worker = Worker::new(options);
     for queue in Queue::ALL {
@@ -351,10 +328,7 @@ impl Broker for Reporting {
                     outstanding.insert(delivery.tag, acked);
                 }
             });
-            Ok(Session {
-                deliveries: deliveries.boxed(),
-                acks: Box::new(acks),
-            })
+            Ok(Session { deliveries: deliveries.boxed(), acks: Box::new(acks) })
         }
         .boxed()
     }
@@ -380,9 +354,7 @@ impl AckChannel for ReportingAcks {
             let mut outstanding = self.outstanding.lock().expect("nothing panics under it");
             if multiple {
                 let later = outstanding.split_off(&(tag + 1));
-                std::mem::replace(&mut *outstanding, later)
-                    .into_values()
-                    .collect()
+                std::mem::replace(&mut *outstanding, later).into_values().collect()
             } else {
                 outstanding.remove(&tag).into_iter().collect()
             }

@@ -42,10 +42,7 @@ impl WorkerDir {
     /// The command line `onceward ARGUMENTS` in this directory.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_onceward"));
-        command
-            .args(arguments)
-            .current_dir(self.path())
-            .stdin(Stdio::null());
+        command.args(arguments).current_dir(self.path()).stdin(Stdio::null());
         command
     }
 
@@ -57,18 +54,10 @@ impl WorkerDir {
     /// Starts this command as the worker.
     pub fn start_as(&self, mut command: Command) -> WorkerProcess {
         let log = self.log();
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .expect("a log");
+        let file = File::options().create(true).append(true).open(&log).expect("a log");
         let log_start = self.logged().len();
         let child = command.stderr(file).spawn().expect("the binary starts");
-        WorkerProcess {
-            child,
-            log,
-            log_start,
-        }
+        WorkerProcess { child, log, log_start }
     }
 
     /// Where all workers of this directory log to.
@@ -95,9 +84,8 @@ impl WorkerProcess {
 
     /// Sends a signal by name, such as TERM.
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &self.id().to_string()])
-            .status();
+        let sent =
+            Command::new("kill").args([&format!("-{name}"), &self.id().to_string()]).status();
         assert!(sent.expect("kill is there").success(), "{name}");
     }
 
@@ -108,21 +96,14 @@ impl WorkerProcess {
             if let Some(status) = self.child.try_wait().expect("it can be waited for") {
                 return status;
             }
-            assert!(
-                Instant::now() < deadline,
-                "it runs on after {limit:?}:\n{}",
-                self.logged()
-            );
+            assert!(Instant::now() < deadline, "it runs on after {limit:?}:\n{}", self.logged());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("it can be waited for")
-            .is_none()
+        self.child.try_wait().expect("it can be waited for").is_none()
     }
 
     /// What this worker logged.

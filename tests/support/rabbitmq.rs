@@ -41,11 +41,7 @@ pub fn ctl(arguments: &[&str]) -> String {
     let command = std::env::var("ONCEWARD_RABBITMQCTL").unwrap_or_else(|_| script.to_owned());
     let mut words = command.split_whitespace();
     let program = words.next().expect("ONCEWARD_RABBITMQCTL names a command");
-    let output = Command::new(program)
-        .args(words)
-        .arg("-q")
-        .args(arguments)
-        .output();
+    let output = Command::new(program).args(words).arg("-q").args(arguments).output();
     let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
     assert!(
         output.status.success(),
@@ -68,10 +64,7 @@ impl Vhost {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{next}", std::process::id());
-        let user = url()
-            .split(['/', ':', '@'])
-            .nth(3)
-            .expect("a url with a user");
+        let user = url().split(['/', ':', '@']).nth(3).expect("a url with a user");
         // One call: each starts an Erlang node.
         ctl(&[
             "eval",
@@ -98,9 +91,7 @@ impl Vhost {
     pub async fn client(&self) -> Client {
         let url = self.url();
         let connecting = Connection::connect(&url, ConnectionProperties::default());
-        let connection = connecting
-            .await
-            .expect("the node accepts the test's client");
+        let connection = connecting.await.expect("the node accepts the test's client");
         Client { connection }
     }
 }
@@ -136,8 +127,7 @@ impl Client {
 
     /// A durable classic queue.
     pub async fn declare_classic(&self, queue: &str) {
-        self.declare(queue, QueueDeclareOptions::durable(), FieldTable::default())
-            .await;
+        self.declare(queue, QueueDeclareOptions::durable(), FieldTable::default()).await;
     }
 
     /// A quorum queue with a single active consumer.
@@ -146,42 +136,27 @@ impl Client {
             ("x-queue-type", AMQPValue::LongString("quorum".into())),
             ("x-single-active-consumer", AMQPValue::Boolean(true)),
         ]);
-        self.declare(queue, QueueDeclareOptions::durable(), quorum)
-            .await;
+        self.declare(queue, QueueDeclareOptions::durable(), quorum).await;
     }
 
     pub async fn declare(&self, queue: &str, options: QueueDeclareOptions, arguments: FieldTable) {
         let channel = self.channel().await;
-        let declared = channel
-            .queue_declare(queue.into(), options, arguments)
-            .await;
+        let declared = channel.queue_declare(queue.into(), options, arguments).await;
         declared.unwrap_or_else(|error| panic!("declaring {queue}: {error}"));
     }
 
     /// Publishes persistent messages and waits until all are confirmed; the bodies' text is the message id too.
     pub async fn publish(&self, queue: &str, bodies: impl IntoIterator<Item = String>) {
         let channel = self.channel().await;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .expect("confirms");
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
         let mut confirms = Vec::new();
         for body in bodies {
             let properties = BasicProperties::default()
                 .with_delivery_mode(2)
                 .with_message_id(body.as_str().into());
-            let options = BasicPublishOptions {
-                mandatory: true,
-                ..BasicPublishOptions::default()
-            };
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             let sent = channel
-                .basic_publish(
-                    "".into(),
-                    queue.into(),
-                    options,
-                    body.as_bytes(),
-                    properties,
-                )
+                .basic_publish("".into(), queue.into(), options, body.as_bytes(), properties)
                 .await;
             confirms.push(sent.expect("published"));
         }
@@ -213,19 +188,13 @@ impl Client {
     pub async fn depth(&self, queue: &str) -> u32 {
         let passive = QueueDeclareOptions::durable().passive();
         let channel = self.channel().await;
-        let found = channel
-            .queue_declare(queue.into(), passive, FieldTable::default())
-            .await;
-        found
-            .unwrap_or_else(|error| panic!("{queue}: {error}"))
-            .message_count()
+        let found = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        found.unwrap_or_else(|error| panic!("{queue}: {error}")).message_count()
     }
 
     pub async fn delete(&self, queue: &str) {
         let channel = self.channel().await;
-        let deleted = channel
-            .queue_delete(queue.into(), QueueDeleteOptions::default())
-            .await;
+        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
         deleted.unwrap_or_else(|error| panic!("deleting {queue}: {error}"));
     }
 }

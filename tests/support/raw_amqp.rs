@@ -72,12 +72,8 @@ impl Connection {
         connection.expect(10, 10);
         let response = format!("\0{user}\0{password}");
         let no_properties = [0; 4];
-        let start = [
-            &no_properties[..],
-            &short(b"PLAIN"),
-            &long(response.as_bytes()),
-            &short(b"en_US"),
-        ];
+        let start =
+            [&no_properties[..], &short(b"PLAIN"), &long(response.as_bytes()), &short(b"en_US")];
         connection.method(0, 10, 11, &start.concat());
         connection.expect(10, 30);
         // Channels, frames of 128 KiB, no heartbeats.
@@ -106,12 +102,7 @@ impl Connection {
         }
         let size = (message.body.len() as u64).to_be_bytes();
         let class_and_weight = [0, 60, 0, 0];
-        let content = [
-            &class_and_weight[..],
-            &size,
-            &flags.to_be_bytes(),
-            &properties,
-        ];
+        let content = [&class_and_weight[..], &size, &flags.to_be_bytes(), &properties];
         self.frame(2, 1, &content.concat());
         if !message.body.is_empty() {
             self.frame(3, 1, &message.body);

@@ -97,10 +97,9 @@ fn header_value(from: &AMQPValue, room: usize, cut: &mut Cut) -> HeaderValue {
         AMQPValue::LongLongInt(value) => HeaderValue::Int(*value),
         AMQPValue::Float(value) => HeaderValue::Float(f64::from(*value)),
         AMQPValue::Double(value) => HeaderValue::Float(*value),
-        AMQPValue::DecimalValue(value) => HeaderValue::Decimal {
-            scale: value.scale,
-            value: value.value,
-        },
+        AMQPValue::DecimalValue(value) => {
+            HeaderValue::Decimal { scale: value.scale, value: value.value }
+        }
         AMQPValue::ShortString(text) => raw(text.as_str().as_bytes()),
         AMQPValue::LongString(text) => raw(text.as_bytes()),
         AMQPValue::ByteArray(bytes) => raw(bytes.as_slice()),
@@ -111,11 +110,7 @@ fn header_value(from: &AMQPValue, room: usize, cut: &mut Cut) -> HeaderValue {
         }
         AMQPValue::FieldArray(values) => {
             let values = values.as_slice().iter();
-            HeaderValue::Array(
-                values
-                    .map(|value| header_value(value, room - 1, cut))
-                    .collect(),
-            )
+            HeaderValue::Array(values.map(|value| header_value(value, room - 1, cut)).collect())
         }
         AMQPValue::FieldTable(values) => HeaderValue::Table(table(values, room - 1, cut)),
         AMQPValue::Void => HeaderValue::Void,
@@ -165,14 +160,8 @@ mod tests {
             (AMQPValue::LongLongInt(i64::MIN), HeaderValue::Int(i64::MIN)),
             (AMQPValue::Float(0.5), HeaderValue::Float(0.5)),
             (
-                AMQPValue::DecimalValue(DecimalValue {
-                    scale: 2,
-                    value: 314,
-                }),
-                HeaderValue::Decimal {
-                    scale: 2,
-                    value: 314,
-                },
+                AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 314 }),
+                HeaderValue::Decimal { scale: 2, value: 314 },
             ),
             (AMQPValue::LongString(vec![0xff, 0].into()), raw(&[0xff, 0])),
             (AMQPValue::ByteArray(vec![1].into()), raw(&[1])),

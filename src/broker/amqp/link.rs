@@ -37,11 +37,7 @@ impl Link {
         let cut = Cut::default();
         let connecting = connect(options, Arc::clone(&cut.0));
         let connection = place.answer("connecting", connecting).await?;
-        Ok(Self {
-            connection,
-            place,
-            _cut: cut,
-        })
+        Ok(Self { connection, place, _cut: cut })
     }
 
     /// Another channel.
@@ -153,10 +149,7 @@ impl Place {
     }
 
     pub(super) fn lost_by(&self, reason: String) -> BrokerError {
-        BrokerError::Lost {
-            address: self.0.address(),
-            reason: self.0.scrub(&reason),
-        }
+        BrokerError::Lost { address: self.0.address(), reason: self.0.scrub(&reason) }
     }
 
     /// As [`Self::lost`], but bytes that cannot be parsed are the fault of a message in the queue.
@@ -184,9 +177,7 @@ impl Place {
         doing: &str,
         asked: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, BrokerError> {
-        self.reply(doing, asked)
-            .await?
-            .map_err(|error| self.lost(doing, &error))
+        self.reply(doing, asked).await?.map_err(|error| self.lost(doing, &error))
     }
 
     /// As [`Self::answer`], with a refusal as a value.

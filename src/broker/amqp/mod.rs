@@ -6,7 +6,8 @@
 //! address shows the password.
 //!
 //! **Stack.** A producer can nest headers as deep as fits into a frame (26,000 levels in 128 KiB), and lapin parses
-//! them by recursion, on a thread of its own. Set `RUST_MIN_STACK` to [`STACK_BYTES_MIN`] or more in the environment *before the
+//! them by recursion, on a thread of its own. Set `RUST_MIN_STACK` to [`STACK_BYTES_MIN`] or more in the environment
+//! *before the
 //! process starts its first thread*, tokio's among them, or one such message aborts the process for as long as it is
 //! in the queue. The stock binary does so; a library cannot.
 

@@ -46,39 +46,17 @@ pub(super) fn outgoing(from: &Message, limits: &Limits<'_>) -> Result<Outgoing, 
     }
     if let Some(text) = &properties.expiration {
         if text.parse::<u32>().is_err() {
-            return Err(format!(
-                "expiration {text:?} is not a number of milliseconds"
-            ));
+            return Err(format!("expiration {text:?} is not a number of milliseconds"));
         }
         to = to.with_expiration(writer.short("expiration", text)?);
     }
     type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(&str, &Option<String>, Setter); 7] = [
-        (
-            "content-type",
-            &properties.content_type,
-            BasicProperties::with_content_type,
-        ),
-        (
-            "content-encoding",
-            &properties.content_encoding,
-            BasicProperties::with_content_encoding,
-        ),
-        (
-            "correlation-id",
-            &properties.correlation_id,
-            BasicProperties::with_correlation_id,
-        ),
-        (
-            "reply-to",
-            &properties.reply_to,
-            BasicProperties::with_reply_to,
-        ),
-        (
-            "message-id",
-            &properties.message_id,
-            BasicProperties::with_message_id,
-        ),
+        ("content-type", &properties.content_type, BasicProperties::with_content_type),
+        ("content-encoding", &properties.content_encoding, BasicProperties::with_content_encoding),
+        ("correlation-id", &properties.correlation_id, BasicProperties::with_correlation_id),
+        ("reply-to", &properties.reply_to, BasicProperties::with_reply_to),
+        ("message-id", &properties.message_id, BasicProperties::with_message_id),
         ("type", &properties.kind, BasicProperties::with_type),
         ("app-id", &properties.app_id, BasicProperties::with_app_id),
     ];
@@ -142,9 +120,7 @@ impl Writer {
     fn value(&mut self, from: &HeaderValue, room: usize) -> Result<AMQPValue, String> {
         let nested = matches!(from, HeaderValue::Array(_) | HeaderValue::Table(_));
         let Some(room) = room.checked_sub(usize::from(nested)) else {
-            return Err(format!(
-                "headers nest deeper than {HEADER_DEPTH_MAX} levels"
-            ));
+            return Err(format!("headers nest deeper than {HEADER_DEPTH_MAX} levels"));
         };
         if let HeaderValue::Bytes(bytes) = from {
             return Ok(self.long(bytes));
@@ -159,10 +135,9 @@ impl Writer {
                 i64::try_from(*value).map_err(|_| format!("header value {value} is over 2^63"))?,
             ),
             HeaderValue::Float(value) => AMQPValue::Double(*value),
-            HeaderValue::Decimal { scale, value } => AMQPValue::DecimalValue(DecimalValue {
-                scale: *scale,
-                value: *value,
-            }),
+            HeaderValue::Decimal { scale, value } => {
+                AMQPValue::DecimalValue(DecimalValue { scale: *scale, value: *value })
+            }
             HeaderValue::Timestamp(seconds) => AMQPValue::Timestamp(*seconds),
             HeaderValue::Array(values) => {
                 let values = values.iter().map(|value| self.value(value, room));
@@ -178,17 +153,12 @@ mod tests {
     use super::super::convert;
     use super::*;
 
-    const LIMITS: Limits<'static> = Limits {
-        frame_bytes_max: 128 * 1024,
-        user: "me",
-    };
+    const LIMITS: Limits<'static> = Limits { frame_bytes_max: 128 * 1024, user: "me" };
 
     fn refusal(change: impl FnOnce(&mut Message)) -> String {
         let mut message = Message::default();
         change(&mut message);
-        outgoing(&message, &LIMITS)
-            .err()
-            .expect("it cannot be sent")
+        outgoing(&message, &LIMITS).err().expect("it cannot be sent")
     }
 
     #[test]
@@ -202,18 +172,11 @@ mod tests {
         properties.expiration = Some("1000".to_owned());
         properties.delivery_mode = Some(1);
         properties.priority = Some(3);
-        properties
-            .headers
-            .insert("n".to_owned(), HeaderValue::Int(-5));
-        properties
-            .headers
-            .insert("s".to_owned(), HeaderValue::from("\u{20ac}"));
+        properties.headers.insert("n".to_owned(), HeaderValue::Int(-5));
+        properties.headers.insert("s".to_owned(), HeaderValue::from("\u{20ac}"));
         let sent = outgoing(&message, &LIMITS).expect("it can be sent");
         message.properties.delivery_mode = Some(2);
-        assert_eq!(
-            convert::properties(&sent.properties),
-            (message.properties, None)
-        );
+        assert_eq!(convert::properties(&sent.properties), (message.properties, None));
     }
 
     #[test]
@@ -224,13 +187,8 @@ mod tests {
         assert!(refusal(|m| m.properties.expiration = Some("1s".to_owned())).contains("\"1s\""));
         let big = HeaderValue::from("x".repeat(128 * 1024));
         let text = refusal(|m| drop(m.properties.headers.insert("h".to_owned(), big)));
-        assert!(
-            text.contains("a frame of the connection has 131072"),
-            "{text}"
-        );
-        let deep = (0..33).fold(HeaderValue::Void, |value, _| {
-            HeaderValue::Array(vec![value])
-        });
+        assert!(text.contains("a frame of the connection has 131072"), "{text}");
+        let deep = (0..33).fold(HeaderValue::Void, |value, _| HeaderValue::Array(vec![value]));
         let text = refusal(|m| drop(m.properties.headers.insert("h".to_owned(), deep)));
         assert!(text.contains("deeper than 32"), "{text}");
     }
@@ -242,9 +200,6 @@ mod tests {
         let sent = outgoing(&message, &LIMITS).expect("it can be sent");
         let (properties, _) = convert::properties(&sent.properties);
         assert_eq!(properties.user_id, None);
-        assert_eq!(
-            properties.headers[USER_ID_HEADER].as_str(),
-            Some("producer")
-        );
+        assert_eq!(properties.headers[USER_ID_HEADER].as_str(), Some("producer"));
     }
 }

@@ -65,18 +65,13 @@ async fn declare(link: &Link, subscription: &Subscription) -> Result<bool, Broke
     }
     match try_declare(link, queue, options, arguments).await? {
         Declared::Ok => Ok(subscription.declare != Declare::Passive),
-        Declared::Refused {
-            code: PRECONDITION_FAILED,
-            ..
-        } => Ok(false),
-        Declared::Refused {
-            code: NOT_FOUND, ..
-        } => Err(link.place.lost_by(format!(
-            "queue {queue:?} does not exist (404): create it, or set declare"
-        ))),
-        Declared::Refused { text, .. } => Err(link
+        Declared::Refused { code: PRECONDITION_FAILED, .. } => Ok(false),
+        Declared::Refused { code: NOT_FOUND, .. } => Err(link
             .place
-            .lost_by(format!("declaring queue {queue:?}: {text}"))),
+            .lost_by(format!("queue {queue:?} does not exist (404): create it, or set declare"))),
+        Declared::Refused { text, .. } => {
+            Err(link.place.lost_by(format!("declaring queue {queue:?}: {text}")))
+        }
     }
 }
 
@@ -178,9 +173,7 @@ pub(super) async fn try_declare(
     let asked = channel.queue_declare(name, options, arguments);
     match link.place.reply(doing, asked).await? {
         Ok(_) => {
-            link.place
-                .answer(doing, channel.close(200, "OK".into()))
-                .await?;
+            link.place.answer(doing, channel.close(200, "OK".into())).await?;
             Ok(Declared::Ok)
         }
         Err(error) => match error.kind() {

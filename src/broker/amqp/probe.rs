@@ -38,16 +38,11 @@ impl Description {
     /// A quorum queue with a single active consumer: what is accepted as it is, most of the time.
     pub(super) fn new() -> Self {
         let quorum = Argument::Text("quorum".to_owned());
-        let arguments = [
-            (QUEUE_TYPE, quorum),
-            (SINGLE_ACTIVE_CONSUMER, Argument::Bool(true)),
-        ];
+        let arguments = [(QUEUE_TYPE, quorum), (SINGLE_ACTIVE_CONSUMER, Argument::Bool(true))];
         Self {
             durable: true,
             auto_delete: false,
-            arguments: arguments
-                .map(|(name, value)| (name.to_owned(), value))
-                .into(),
+            arguments: arguments.map(|(name, value)| (name.to_owned(), value)).into(),
         }
     }
 
@@ -165,22 +160,10 @@ mod tests {
     #[test]
     fn a_classic_queue_with_arguments_is_described_step_by_step() {
         let found = learned(&[
-            (
-                "x-max-length",
-                "none but current is the value '10' of type 'signedint'",
-            ),
-            (
-                "x-dead-letter-exchange",
-                "none but current is the value 'a 'b' of type 'longstr'",
-            ),
-            (
-                "x-single-active-consumer",
-                "the value 'true' of type 'bool' but current is none",
-            ),
-            (
-                "x-queue-type",
-                "the value 'quorum' of type 'longstr' but current is none",
-            ),
+            ("x-max-length", "none but current is the value '10' of type 'signedint'"),
+            ("x-dead-letter-exchange", "none but current is the value 'a 'b' of type 'longstr'"),
+            ("x-single-active-consumer", "the value 'true' of type 'bool' but current is none"),
+            ("x-queue-type", "the value 'quorum' of type 'longstr' but current is none"),
         ]);
         assert_eq!(found.kind(), Some(Kind::Classic));
         assert!(!found.single_active_consumer());
@@ -194,10 +177,7 @@ mod tests {
         let stream = learned(&[("x-queue-type", "'quorum' but current is 'stream'")]);
         assert_eq!(stream.kind(), Some(Kind::Stream));
         let transient = learned(&[("durable", "'true' but current is 'false'")]);
-        assert_eq!(
-            (transient.kind(), transient.durable),
-            (Some(Kind::Classic), false)
-        );
+        assert_eq!((transient.kind(), transient.durable), (Some(Kind::Classic), false));
         let shared = learned(&[("x-single-active-consumer", "'true' but current is 'false'")]);
         assert_eq!(shared.kind(), Some(Kind::Quorum));
         assert!(!shared.single_active_consumer());

@@ -24,10 +24,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn of_link(link: &Link) -> Self {
-        Self {
-            events: link.connection.events_listener().boxed(),
-            place: link.place.clone(),
-        }
+        Self { events: link.connection.events_listener().boxed(), place: link.place.clone() }
     }
 
     /// The step's result, unless nothing happens for too long.
@@ -61,10 +58,9 @@ impl Progress {
     /// Code and text, if the broker closed only the channel.
     pub(super) fn refusal(&self, error: &lapin::Error) -> Option<(u16, String)> {
         match error.kind() {
-            ErrorKind::ProtocolError(refusal) if error.is_amqp_soft_error() => Some((
-                refusal.get_id(),
-                self.place.url().scrub(refusal.get_message().as_str()),
-            )),
+            ErrorKind::ProtocolError(refusal) if error.is_amqp_soft_error() => {
+                Some((refusal.get_id(), self.place.url().scrub(refusal.get_message().as_str())))
+            }
             _ => None,
         }
     }
@@ -73,10 +69,7 @@ impl Progress {
 fn note(address: &str, event: Event) {
     match event {
         Event::ConnectionBlocked(reason) => {
-            warn!(
-                address,
-                reason, "the broker takes no messages: publishing waits"
-            );
+            warn!(address, reason, "the broker takes no messages: publishing waits");
         }
         Event::ConnectionUnblocked => info!(address, "the broker takes messages again"),
         _ => {}

@@ -60,17 +60,16 @@ impl PublishChannel for Channeled {
             // Passive first: a queue that an operator made with other arguments is as good.
             let found = own::try_declare(&self.link, queue, durable.passive(), none()).await?;
             let declared = match found {
-                Declared::Refused {
-                    code: NOT_FOUND, ..
-                } => own::try_declare(&self.link, queue, durable, none()).await?,
+                Declared::Refused { code: NOT_FOUND, .. } => {
+                    own::try_declare(&self.link, queue, durable, none()).await?
+                }
                 found => found,
             };
             match declared {
                 Declared::Ok => Ok(()),
-                Declared::Refused { text, .. } => Err(self
-                    .link
-                    .place
-                    .lost_by(format!("declaring queue {queue:?}: {text}"))),
+                Declared::Refused { text, .. } => {
+                    Err(self.link.place.lost_by(format!("declaring queue {queue:?}: {text}")))
+                }
             }
         }
         .boxed()
@@ -108,12 +107,7 @@ impl Channeled {
         let link = Link::open(&options).await?;
         let progress = Progress::of_link(&link);
         let channel = confirm_channel(&link).await?;
-        Ok(Self {
-            options,
-            link,
-            channel,
-            progress,
-        })
+        Ok(Self { options, link, channel, progress })
     }
 
     async fn publish_group(&mut self, batch: &[Arc<Message>]) -> Result<Group, BrokerError> {
@@ -168,10 +162,7 @@ impl Channeled {
             Ok(outgoing) => outgoing,
             Err(reason) => return Ok(Ok(Sending::Unsendable(reason))),
         };
-        let options = BasicPublishOptions {
-            mandatory: true,
-            ..BasicPublishOptions::default()
-        };
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let sending = self.channel.basic_publish(
             outgoing.exchange,
             outgoing.routing_key,
@@ -228,10 +219,7 @@ fn mark_returned(
                 && message.routing_key == back.delivery.routing_key.as_str()
         };
         let reason = format!("{} {}", back.reply_code, back.reply_text);
-        let of_it = batch
-            .iter()
-            .zip(answers.iter_mut())
-            .filter(|(message, _)| same(message));
+        let of_it = batch.iter().zip(answers.iter_mut()).filter(|(message, _)| same(message));
         for (_, answer) in of_it {
             *answer = Published::Unroutable(reason.clone());
         }

@@ -80,11 +80,7 @@ pub(crate) enum RawError {
     Unreachable { address: String, error: io::Error },
     /// The broker said no.
     #[error("broker {address}: {code} {text}")]
-    Refused {
-        address: String,
-        code: u16,
-        text: String,
-    },
+    Refused { address: String, code: u16, text: String },
     /// The broker, or whatever is at its address, said what it must not.
     #[error("broker {address}: {problem}")]
     Protocol { address: String, problem: String },
@@ -107,9 +103,7 @@ impl RawConnection {
             return Err(RawError::Tls);
         }
         let host = (uri.authority.host.as_str(), uri.authority.port);
-        let mut connection = Self {
-            wire: Wire::connect(host, options.url().address())?,
-        };
+        let mut connection = Self { wire: Wire::connect(host, options.url().address())? };
         let login = uri.authority.userinfo;
         let response = format!("\0{}\0{}", login.username, login.password);
         connection.log_in(response.as_bytes(), uri.vhost.as_bytes())?;
@@ -126,17 +120,9 @@ impl RawConnection {
             &short(b"consumer_cancel_notify"),
             b"t\x01",
         ];
-        let properties = [
-            &short(b"capabilities")[..],
-            b"F",
-            &long(&abilities.concat()),
-        ];
-        let start = [
-            &long(&properties.concat())[..],
-            &short(b"PLAIN"),
-            &long(response),
-            &short(b"en_US"),
-        ];
+        let properties = [&short(b"capabilities")[..], b"F", &long(&abilities.concat())];
+        let start =
+            [&long(&properties.concat())[..], &short(b"PLAIN"), &long(response), &short(b"en_US")];
         self.wire.send(0, CONNECTION_START_OK, &start.concat())?;
         let tune = self.wire.expect(CONNECTION_TUNE)?;
         let mut tune = Cursor::new(&tune);
@@ -150,8 +136,7 @@ impl RawConnection {
         let tuned = [&[0, 1][..], &frame_bytes_max, &[0, 0]];
         self.wire.send(0, CONNECTION_TUNE_OK, &tuned.concat())?;
         let open = [&short(vhost)[..], &[0, 0]].concat();
-        self.wire
-            .call(0, CONNECTION_OPEN, &open, CONNECTION_OPEN_OK)?;
+        self.wire.call(0, CONNECTION_OPEN, &open, CONNECTION_OPEN_OK)?;
         self.wire.call(1, CHANNEL_OPEN, &[0], CHANNEL_OPEN_OK)?;
         Ok(())
     }
@@ -160,9 +145,7 @@ impl RawConnection {
     pub(crate) fn head(&mut self, queue: &str, deadline: Instant) -> Result<Head, RawError> {
         let queue = short(queue.as_bytes());
         let passive = [&[0, 0][..], &queue, &[1], &[0; 4]].concat();
-        let declared = self
-            .wire
-            .call(1, QUEUE_DECLARE, &passive, QUEUE_DECLARE_OK)?;
+        let declared = self.wire.call(1, QUEUE_DECLARE, &passive, QUEUE_DECLARE_OK)?;
         // Asked before: of a queue with a single active consumer only that one is counted, also when we stand by.
         if !matches!(counts(&declared), Some((_, 0))) {
             return Ok(Head::InUse);
@@ -173,11 +156,11 @@ impl RawConnection {
         let consume = [&[0, 0][..], &queue, &short(CONSUMER), &[4], &[0; 4]].concat();
         match self.wire.call(1, BASIC_CONSUME, &consume, BASIC_CONSUME_OK) {
             Ok(_) => {}
-            Err(RawError::Refused {
-                code: ACCESS_REFUSED,
-                text,
-                ..
-            }) if text.contains("in exclusive use") => return Ok(Head::InUse),
+            Err(RawError::Refused { code: ACCESS_REFUSED, text, .. })
+                if text.contains("in exclusive use") =>
+            {
+                return Ok(Head::InUse);
+            }
             Err(error) => return Err(error),
         }
         let mut empty = 0;
@@ -209,10 +192,8 @@ impl RawConnection {
 
     /// Reads the header and the body that follow a `basic.deliver`.
     fn message(&mut self, deliver: &[u8]) -> Result<RawMessage, RawError> {
-        let mut message = parse_deliver(deliver).ok_or_else(|| {
-            self.wire
-                .protocol("its basic.deliver is cut off".to_owned())
-        })?;
+        let mut message = parse_deliver(deliver)
+            .ok_or_else(|| self.wire.protocol("its basic.deliver is cut off".to_owned()))?;
         let header = self.content_frame(FRAME_HEADER)?;
         let body_bytes = Cursor::new(header.get(4..).unwrap_or_default()).u64();
         let body_bytes = match body_bytes {
@@ -227,9 +208,7 @@ impl RawConnection {
         while message.body.len() < body_bytes {
             let part = self.content_frame(FRAME_BODY)?;
             if part.is_empty() || part.len() > body_bytes - message.body.len() {
-                return Err(self
-                    .wire
-                    .protocol("it sent a body of another size".to_owned()));
+                return Err(self.wire.protocol("it sent a body of another size".to_owned()));
             }
             message.body.extend_from_slice(&part);
         }

@@ -47,17 +47,10 @@ pub(super) async fn open(link: Link, subscription: &Subscription) -> Result<Sess
         queue: queue.clone(),
         said: Mutex::new(Said { events, last: None }),
     });
-    let incoming = Incoming {
-        consumer,
-        ending: Arc::clone(&ending),
-    };
+    let incoming = Incoming { consumer, ending: Arc::clone(&ending) };
     Ok(Session {
         deliveries: incoming.into_deliveries(),
-        acks: Box::new(Acks {
-            link,
-            channel,
-            ending,
-        }),
+        acks: Box::new(Acks { link, channel, ending }),
     })
 }
 
@@ -91,10 +84,7 @@ impl AckChannel for Acks {
         assert!(tag > 0, "tag 0 would ack all that is outstanding");
         async move {
             // Not by the delivery's own acker: that one says of a dead channel that all is well.
-            let written = self
-                .channel
-                .basic_ack(tag, BasicAckOptions { multiple })
-                .await;
+            let written = self.channel.basic_ack(tag, BasicAckOptions { multiple }).await;
             written.map_err(|error| self.ending.lost("acking", &error))
         }
         .boxed()
@@ -121,9 +111,8 @@ struct Said {
 impl Ending {
     fn lost(&self, doing: &str, error: &lapin::Error) -> BrokerError {
         // Later errors only say that the channel is closed, the connection's own one says why.
-        let unreadable = self
-            .said()
-            .filter(|error| matches!(error.kind(), ErrorKind::ParsingError(_)));
+        let unreadable =
+            self.said().filter(|error| matches!(error.kind(), ErrorKind::ParsingError(_)));
         let error = unreadable.as_ref().unwrap_or(error);
         self.place.lost_consuming(&self.queue, doing, error)
     }

@@ -9,13 +9,8 @@ use std::time::Duration;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
 /// Query parameters that an AMQP url may have.
-const PARAMETERS: [&str; 5] = [
-    "auth_mechanism",
-    "channel_max",
-    "connection_timeout",
-    "frame_max",
-    "heartbeat",
-];
+const PARAMETERS: [&str; 5] =
+    ["auth_mechanism", "channel_max", "connection_timeout", "frame_max", "heartbeat"];
 
 /// How RabbitMQ is reached.
 #[derive(Clone, Debug)]
@@ -84,18 +79,11 @@ impl AmqpUrl {
         check_parameters(query)?;
         // What remains of lapin's texts are the fixed ones of the url and number parsers.
         let mut uri: AMQPUri = text.parse().map_err(|text: String| AmqpUrlError {
-            problem: if text.contains('\'') {
-                "it has no host".to_owned()
-            } else {
-                text
-            },
+            problem: if text.contains('\'') { "it has no host".to_owned() } else { text },
         })?;
         // lapin takes an IPv6 address for no host at all, and no host for localhost.
-        if let Some((_, host)) = authority
-            .rsplit_once('@')
-            .unwrap_or(("", authority))
-            .1
-            .split_once('[')
+        if let Some((_, host)) =
+            authority.rsplit_once('@').unwrap_or(("", authority)).1.split_once('[')
             && let Some((address, _)) = host.split_once(']')
         {
             address.clone_into(&mut uri.authority.host);
@@ -115,11 +103,7 @@ impl AmqpUrl {
     pub(super) fn address(&self) -> String {
         let authority = &self.0.authority;
         let (user, host) = (&authority.userinfo.username, &authority.host);
-        let host = if host.contains(':') {
-            format!("[{host}]")
-        } else {
-            host.clone()
-        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         let vhost = self.0.vhost.replace('/', "%2f");
         format!("{user}@{host}:{}/{vhost}", authority.port)
     }
@@ -153,10 +137,7 @@ fn split(rest: &str) -> (&str, &str) {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let query = path.split_once('?').map_or("", |(_, query)| query);
-    (
-        authority,
-        query.split_once('#').map_or(query, |(query, _)| query),
-    )
+    (authority, query.split_once('#').map_or(query, |(query, _)| query))
 }
 
 fn check_parameters(query: &str) -> Result<(), AmqpUrlError> {
@@ -164,25 +145,18 @@ fn check_parameters(query: &str) -> Result<(), AmqpUrlError> {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         if !PARAMETERS.contains(&name) {
             let known = PARAMETERS.join(", ");
-            return Err(problem(&format!(
-                "it has a parameter that is none of {known}"
-            )));
+            return Err(problem(&format!("it has a parameter that is none of {known}")));
         }
         let known = ["plain", "amqplain", "external", "anonymous"];
         if name == "auth_mechanism" && !known.contains(&value.to_lowercase().as_str()) {
-            return Err(problem(&format!(
-                "its auth_mechanism is none of {}",
-                known.join(", ")
-            )));
+            return Err(problem(&format!("its auth_mechanism is none of {}", known.join(", "))));
         }
     }
     Ok(())
 }
 
 fn problem(text: &str) -> AmqpUrlError {
-    AmqpUrlError {
-        problem: text.to_owned(),
-    }
+    AmqpUrlError { problem: text.to_owned() }
 }
 
 #[cfg(test)]
@@ -200,10 +174,7 @@ mod tests {
         assert_eq!(address("amqp://u:p@[::1]:5673/%2f"), "u@[::1]:5673/%2f");
         let options = AmqpOptions::new("amqp://u:s3cret@h/%2f").expect("a good url");
         assert!(!format!("{options:?}").contains("s3cret"), "{options:?}");
-        assert_eq!(
-            options.url.scrub("login s3cret refused"),
-            "login *** refused"
-        );
+        assert_eq!(options.url.scrub("login s3cret refused"), "login *** refused");
     }
 
     #[test]

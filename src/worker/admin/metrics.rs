@@ -13,9 +13,8 @@ const SECONDS: [f64; 18] = [
 ];
 
 /// Upper bounds for the size of a commit group, which doubles with load.
-const RECORDS_PER_SYNC: [f64; 13] = [
-    1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0,
-];
+const RECORDS_PER_SYNC: [f64; 13] =
+    [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0];
 
 pub(super) fn builder() -> Result<PrometheusBuilder, BuildError> {
     let records = Matcher::Full("onceward_records_per_sync".to_owned());

@@ -89,11 +89,8 @@ async fn show_metrics(State(admin): State<Admin>) -> impl IntoResponse {
 
 async fn show_readiness(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let readiness = admin.health.readiness();
-    let status = if readiness.is_ready() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status =
+        if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if accepts_json(&headers) {
         (status, Json(json(&readiness))).into_response()
     } else {
@@ -160,13 +157,7 @@ mod tests {
         let mut server = JoinSet::new();
         server.spawn(served);
         let client = Client::builder().no_proxy().build().expect("a client");
-        Fixture {
-            address,
-            health,
-            client,
-            shutdown,
-            server,
-        }
+        Fixture { address, health, client, shutdown, server }
     }
 
     impl Fixture {
@@ -190,27 +181,20 @@ mod tests {
     async fn metrics_are_rendered_for_prometheus() {
         let (status, content_type, body) = fixture().await.get("/metrics").await;
         assert_eq!((status, &*content_type), (200, "text/plain; version=0.0.4"));
-        assert!(
-            body.contains("onceward_test_total{queue=\"orders\"} 7\n"),
-            "{body}"
-        );
+        assert!(body.contains("onceward_test_total{queue=\"orders\"} 7\n"), "{body}");
     }
 
     #[tokio::test]
     async fn a_worker_that_is_not_ready_is_alive_and_says_why() {
         let fixture = fixture().await;
         let plain = "text/plain; charset=utf-8".to_owned();
-        assert_eq!(
-            fixture.get("/readyz").await,
-            (200, plain.clone(), "ready".to_owned())
-        );
+        assert_eq!(fixture.get("/readyz").await, (200, plain.clone(), "ready".to_owned()));
         fixture.health.fault("queue orders", "connecting\nagain");
         fixture.health.fault("store", "opening");
         let reasons = "queue orders: connecting again\nstore: opening".to_owned();
         assert_eq!(fixture.get("/readyz").await, (503, plain.clone(), reasons));
-        let (status, content_type, body) = fixture
-            .ask(Method::GET, "/readyz", "text/html, application/json;q=0.9")
-            .await;
+        let (status, content_type, body) =
+            fixture.ask(Method::GET, "/readyz", "text/html, application/json;q=0.9").await;
         assert_eq!((status, &*content_type), (503, "application/json"));
         let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
         assert_eq!(body["ready"], false);
@@ -226,11 +210,7 @@ mod tests {
             assert_eq!(fixture.get(path).await.0, 404, "{path}");
         }
         for path in ["/metrics", "/livez", "/readyz"] {
-            assert_eq!(
-                fixture.ask(Method::POST, path, "*/*").await.0,
-                405,
-                "{path}"
-            );
+            assert_eq!(fixture.ask(Method::POST, path, "*/*").await.0, 405, "{path}");
             let (status, _, body) = fixture.ask(Method::HEAD, path, "*/*").await;
             assert_eq!((status, &*body), (200, ""), "{path}");
         }
@@ -239,9 +219,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_never_ends_its_request_does_not_hold_up_the_shutdown() {
         let mut fixture = fixture().await;
-        let mut slow = TcpStream::connect(fixture.address)
-            .await
-            .expect("listening");
+        let mut slow = TcpStream::connect(fixture.address).await.expect("listening");
         slow.write_all(b"GET /livez HT").await.expect("open");
         // Connections are accepted in order, so the slow one is accepted too once this is answered.
         assert_eq!(fixture.get("/livez").await.0, 200);

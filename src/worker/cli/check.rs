@@ -17,10 +17,7 @@ use crate::worker::config::{Config, ConfigErrors, QueueConfig};
 
 /// What one id costs: the limit for the index (DESIGN, section 5), and the journal as measured with
 /// blocks of a group of 256 (118 bytes, FACTS 26).
-const BYTES_PER_ID: BytesPerId = BytesPerId {
-    memory: 40,
-    disk: 120,
-};
+const BYTES_PER_ID: BytesPerId = BytesPerId { memory: 40, disk: 120 };
 
 /// Check the configuration, and reckon memory and disk
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -122,11 +119,7 @@ struct Needs {
 impl Report {
     fn new(config: &Config, estimate: &Estimate) -> Self {
         let total = Needs {
-            ids: estimate
-                .queues
-                .iter()
-                .map(|queue| queue.ids)
-                .fold(0, u64::saturating_add),
+            ids: estimate.queues.iter().map(|queue| queue.ids).fold(0, u64::saturating_add),
             memory_bytes: estimate.memory_bytes,
             disk_bytes: estimate.disk_bytes,
         };
@@ -148,11 +141,7 @@ impl Report {
                 max_size_bytes: max_size,
             },
             http: config.http_listen.map(|address| address.to_string()),
-            queues: config
-                .queues
-                .iter()
-                .map(|queue| QueueReport::new(queue, estimate))
-                .collect(),
+            queues: config.queues.iter().map(|queue| QueueReport::new(queue, estimate)).collect(),
             total: (!estimate.queues.is_empty()).then_some(total),
             warning,
         }
@@ -163,10 +152,7 @@ impl QueueReport {
     fn new(queue: &QueueConfig, estimate: &Estimate) -> Self {
         let options = &queue.options;
         let rules = &options.identity;
-        let found = estimate
-            .queues
-            .iter()
-            .find(|found| found.name == queue.name);
+        let found = estimate.queues.iter().find(|found| found.name == queue.name);
         Self {
             name: queue.name.clone(),
             queue: options.queue.clone(),
@@ -224,17 +210,9 @@ impl fmt::Display for QueueReport {
         writeln!(f, "  queue        {}", self.queue)?;
         let id = or_none(&self.id, "fingerprint");
         writeln!(f, "  id           {id} (scope {})", self.scope)?;
-        writeln!(
-            f,
-            "  key          {}",
-            or_none(&self.key, "none: no ordering")
-        )?;
+        writeln!(f, "  key          {}", or_none(&self.key, "none: no ordering"))?;
         writeln!(f, "  target       {}", self.target)?;
-        writeln!(
-            f,
-            "  prefetch     {}, {} handlers at once",
-            self.prefetch, self.concurrency
-        )?;
+        writeln!(f, "  prefetch     {}, {} handlers at once", self.prefetch, self.concurrency)?;
         writeln!(f, "  retention    {}", format_duration(retention))?;
         writeln!(f, "  dead letters {}", self.dead_letter)?;
         if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
@@ -287,10 +265,7 @@ mod tests {
     fn exit_codes_are_those_that_users_script_against() {
         let code = |config: &str, rate: &str| {
             let args = CheckArgs {
-                config: ConfigArgs {
-                    config: Some(config.into()),
-                    set: Vec::new(),
-                },
+                config: ConfigArgs { config: Some(config.into()), set: Vec::new() },
                 rate: vec![rate.parse().unwrap()],
                 json: false,
             };
@@ -333,10 +308,7 @@ total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
         let report = report(&["1000"]);
         assert_eq!(report.to_string(), expected);
         let warning = report.warning.unwrap();
-        assert!(
-            warning.contains("is over store.max_size = \"10 GiB\""),
-            "{warning}"
-        );
+        assert!(warning.contains("is over store.max_size = \"10 GiB\""), "{warning}");
     }
 
     #[test]
@@ -351,10 +323,7 @@ total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
         let json = as_json(&report(&["orders=10"]));
         assert_eq!(json["ok"], true);
         assert_eq!(json["queues"][0]["needs"]["ids"], 6_048_000);
-        assert_eq!(
-            json["queues"][0]["target"],
-            "http http://127.0.0.1:8080/hook"
-        );
+        assert_eq!(json["queues"][0]["target"], "http http://127.0.0.1:8080/hook");
         assert_eq!(json["total"]["disk_bytes"], 6_048_000 * 120);
         assert!(!json.to_string().contains("hunter2"));
     }

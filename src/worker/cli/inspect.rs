@@ -41,10 +41,7 @@ pub(crate) fn run(args: &InspectArgs) -> ExitCode {
         }
     };
     if !config.store.path.is_dir() {
-        complain(&format_args!(
-            "there is no store in {}",
-            config.store.path.display()
-        ));
+        complain(&format_args!("there is no store in {}", config.store.path.display()));
         return Exit::Failed.into();
     }
     let scope = match scope(args, &config) {
@@ -63,11 +60,7 @@ pub(crate) fn run(args: &InspectArgs) -> ExitCode {
     };
     match runtime.block_on(inspect(&config.store, scope, args.id.as_bytes())) {
         Ok(found) => {
-            print(&if args.json {
-                as_json(&found).to_string()
-            } else {
-                as_text(args, &found)
-            });
+            print(&if args.json { as_json(&found).to_string() } else { as_text(args, &found) });
             Exit::Ok.into()
         }
         Err(in_use @ StoreError::InUse { .. }) => {
@@ -89,14 +82,12 @@ fn scope<'a>(args: &'a InspectArgs, config: &'a Config) -> Result<InspectScope<'
         (Scope::Queue, None) => Ok(InspectScope::Queue(&queue.options.queue)),
         (Scope::Global, None) => Ok(InspectScope::Global),
         (Scope::Header(_), Some(tenant)) => Ok(InspectScope::Tenant(tenant.as_bytes())),
-        (Scope::Header(header), None) => Err(format!(
-            "ids of {} are scoped by header {header}: give --tenant",
-            args.queue
-        )),
-        (Scope::Queue | Scope::Global, Some(_)) => Err(format!(
-            "ids of {} are not scoped by tenant: leave --tenant out",
-            args.queue
-        )),
+        (Scope::Header(header), None) => {
+            Err(format!("ids of {} are scoped by header {header}: give --tenant", args.queue))
+        }
+        (Scope::Queue | Scope::Global, Some(_)) => {
+            Err(format!("ids of {} are not scoped by tenant: leave --tenant out", args.queue))
+        }
     }
 }
 
@@ -133,10 +124,7 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
                 args.queue
             )
         }
-        Inspection::Unfinished {
-            attempts,
-            first_seen_ms,
-        } => format!(
+        Inspection::Unfinished { attempts, first_seen_ms } => format!(
             "{id} in {}: not done, {attempts} attempts since {}",
             args.queue,
             time(*first_seen_ms)
@@ -168,17 +156,11 @@ fn as_json(found: &Inspection) -> serde_json::Value {
                 fields.insert("reason".to_owned(), note.reason.name().into());
                 fields.insert("error".to_owned(), note.error.clone().into());
                 fields.insert("first_seen".to_owned(), time(note.first_seen_ms).into());
-                fields.insert(
-                    "dead_letter_pending".to_owned(),
-                    (*dead_letter_pending).into(),
-                );
+                fields.insert("dead_letter_pending".to_owned(), (*dead_letter_pending).into());
             }
             json
         }
-        Inspection::Unfinished {
-            attempts,
-            first_seen_ms,
-        } => json!({
+        Inspection::Unfinished { attempts, first_seen_ms } => json!({
             "known": false, "attempts": attempts, "first_seen": time(*first_seen_ms),
         }),
         Inspection::Unknown => json!({ "known": false }),

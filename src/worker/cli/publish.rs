@@ -66,9 +66,8 @@ pub(crate) fn run(args: &PublishArgs) -> ExitCode {
 
 fn message(args: &PublishArgs, config: &Config) -> anyhow::Result<Message> {
     let configured = config.queues.iter().find(|queue| queue.name == args.queue);
-    let rules = configured.map_or_else(IdentityRules::default, |queue| {
-        queue.options.identity.clone()
-    });
+    let rules =
+        configured.map_or_else(IdentityRules::default, |queue| queue.options.identity.clone());
     let queue = configured.map_or(&args.queue, |queue| &queue.options.queue);
     let mut properties = Properties {
         content_type: Some(args.content_type.clone()),
@@ -76,27 +75,19 @@ fn message(args: &PublishArgs, config: &Config) -> anyhow::Result<Message> {
         ..Properties::default()
     };
     for header in &args.header {
-        let (name, value) = header
-            .split_once('=')
-            .with_context(|| format!("--header {header:?} has no ="))?;
+        let (name, value) =
+            header.split_once('=').with_context(|| format!("--header {header:?} has no ="))?;
         properties.headers.insert(name.to_owned(), value.into());
     }
     if let Some(id) = &args.id {
-        put(
-            &mut properties,
-            rules.id.first().unwrap_or(&Source::MessageId),
-            id,
-        )
-        .context("--id")?;
+        put(&mut properties, rules.id.first().unwrap_or(&Source::MessageId), id).context("--id")?;
     }
     if let Some(key) = &args.key {
         let default = Source::Header("x-key".to_owned());
         put(&mut properties, rules.key.first().unwrap_or(&default), key).context("--key")?;
     }
     let mut body = Vec::new();
-    std::io::stdin()
-        .read_to_end(&mut body)
-        .context("standard input cannot be read")?;
+    std::io::stdin().read_to_end(&mut body).context("standard input cannot be read")?;
     Ok(Message {
         exchange: String::new(),
         routing_key: queue.clone(),
@@ -110,9 +101,7 @@ fn put(properties: &mut Properties, source: &Source, value: &str) -> anyhow::Res
         Source::MessageId => properties.message_id = Some(value.to_owned()),
         Source::CorrelationId => properties.correlation_id = Some(value.to_owned()),
         Source::Header(name) => {
-            properties
-                .headers
-                .insert(name.clone(), HeaderValue::from(value));
+            properties.headers.insert(name.clone(), HeaderValue::from(value));
         }
         Source::Json(_) | Source::CloudEvents | Source::RoutingKey => {
             bail!("the queue takes it from {source}; put it there instead")

@@ -134,9 +134,7 @@ fn head(
             Head::InUse => {}
         }
         if !std::mem::replace(&mut said, true) {
-            complain(&format_args!(
-                "queue {queue:?} is being consumed, waiting up to {wait:?}"
-            ));
+            complain(&format_args!("queue {queue:?} is being consumed, waiting up to {wait:?}"));
         }
         std::thread::sleep(RETRY);
     }
@@ -196,10 +194,7 @@ fn front(message: &RawMessage) -> Vec<u8> {
 /// A new file of a name that no other message has, also without its extension.
 fn create(directory: &Path, queue: &str, time: &str) -> io::Result<(PathBuf, File)> {
     let harmless = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let queue: String = queue
-        .chars()
-        .map(|c| if harmless(c) { c } else { '_' })
-        .collect();
+    let queue: String = queue.chars().map(|c| if harmless(c) { c } else { '_' }).collect();
     let mut number = 0;
     loop {
         let path = directory.join(match number {

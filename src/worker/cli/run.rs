@@ -33,10 +33,7 @@ pub(crate) struct RunArgs {
 
 /// Runs until a signal: 0 after a drain, 74 if the store failed, 78 if the configuration cannot be run.
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
-    let loaded = args
-        .config
-        .load()
-        .and_then(|config| config.require_queues().map(|()| config));
+    let loaded = args.config.load().and_then(|config| config.require_queues().map(|()| config));
     let config = match loaded {
         Ok(config) => config,
         Err(errors) => {

@@ -41,9 +41,7 @@ impl ConfigArgs {
             .collect();
         let prefix = VARIABLE_PREFIX.to_lowercase();
         let set_elsewhere = !self.set.is_empty()
-            || variables
-                .iter()
-                .any(|(name, _)| name.to_lowercase().starts_with(&prefix));
+            || variables.iter().any(|(name, _)| name.to_lowercase().starts_with(&prefix));
         let path = self.path();
         let text = match std::fs::read_to_string(path) {
             Ok(text) => Some(text),
@@ -68,9 +66,7 @@ impl ConfigArgs {
     /// The file that is read.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.config
-            .as_deref()
-            .unwrap_or_else(|| Path::new(DEFAULT_FILE))
+        self.config.as_deref().unwrap_or_else(|| Path::new(DEFAULT_FILE))
     }
 }
 
@@ -95,10 +91,8 @@ mod tests {
         std::fs::write(&secret, "amqp://me:hunter2@mq/%2f\n").unwrap();
         let file = directory.path().join("onceward.toml");
         std::fs::write(&file, FILE.replace("SECRET", &secret.display().to_string())).unwrap();
-        let args = ConfigArgs {
-            config: Some(file),
-            set: vec!["queues.orders.concurrency=3".to_owned()],
-        };
+        let args =
+            ConfigArgs { config: Some(file), set: vec!["queues.orders.concurrency=3".to_owned()] };
         let config = args.load().unwrap();
         let options = &config.queues.first().unwrap().options;
         assert_eq!((options.prefetch.get(), options.concurrency.get()), (7, 3));
@@ -112,9 +106,6 @@ mod tests {
             set: vec!["queues.orders.deliver.type=log".to_owned()],
         };
         let problem = args.load().unwrap_err().to_string();
-        assert!(
-            problem.starts_with("/nowhere/onceward.toml: cannot be read: "),
-            "{problem}"
-        );
+        assert!(problem.starts_with("/nowhere/onceward.toml: cannot be read: "), "{problem}");
     }
 }

@@ -28,10 +28,7 @@ enum Type {
 /// noted.
 pub(crate) fn read(parent: &mut Section<'_>, queue: &str) -> Option<TargetOptions> {
     if !parent.has("deliver") {
-        parent.missing(
-            "deliver",
-            r#"{ type = "log" }, or type "http", "command" or "exchange""#,
-        );
+        parent.missing("deliver", r#"{ type = "log" }, or type "http", "command" or "exchange""#);
         return None;
     }
     let mut section = parent.section("deliver");

@@ -122,10 +122,7 @@ mod tests {
 
     use super::*;
 
-    const PER_ID: BytesPerId = BytesPerId {
-        memory: 40,
-        disk: 120,
-    };
+    const PER_ID: BytesPerId = BytesPerId { memory: 40, disk: 120 };
 
     fn config() -> Config {
         let text = "store.max_size = '1 GiB'\n\
@@ -141,11 +138,7 @@ mod tests {
     #[test]
     fn ids_are_rate_times_retention() {
         let estimate = estimate(&config(), &rates(&["2", "orders=1000"]), PER_ID).unwrap();
-        let ids: Vec<_> = estimate
-            .queues
-            .iter()
-            .map(|queue| (&*queue.name, queue.ids))
-            .collect();
+        let ids: Vec<_> = estimate.queues.iter().map(|queue| (&*queue.name, queue.ids)).collect();
         assert_eq!(ids, [("orders", 86_400_000), ("bills", 7_200)]);
         assert_eq!(estimate.memory_bytes, 86_407_200 * 40);
         assert_eq!(estimate.disk_bytes, 86_407_200 * 120);

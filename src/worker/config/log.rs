@@ -28,11 +28,8 @@ pub enum LogFormat {
     Text,
 }
 
-const FORMATS: &[(&str, LogFormat)] = &[
-    ("auto", LogFormat::Auto),
-    ("json", LogFormat::Json),
-    ("text", LogFormat::Text),
-];
+const FORMATS: &[(&str, LogFormat)] =
+    &[("auto", LogFormat::Auto), ("json", LogFormat::Json), ("text", LogFormat::Text)];
 
 /// Reads the table.
 pub(crate) fn read(mut section: Section<'_>) -> LogConfig {
@@ -57,8 +54,5 @@ fn log_level(node: &Node) -> Result<String, String> {
         }
     }
     let wanted = r#"write for example "info" or "info,onceward=debug""#;
-    EnvFilter::builder()
-        .parse(&text)
-        .map(|_| text)
-        .map_err(|error| format!("{error}; {wanted}"))
+    EnvFilter::builder().parse(&text).map(|_| text).map_err(|error| format!("{error}; {wanted}"))
 }

@@ -119,15 +119,7 @@ impl Config {
         let log = log::read(root.section("log"));
         root.finish();
         errors.check()?;
-        Ok(Self {
-            broker,
-            store,
-            queues,
-            http_listen,
-            drain,
-            log,
-            url_file,
-        })
+        Ok(Self { broker, store, queues, http_listen, drain, log, url_file })
     }
 
     /// Reads the files that secrets are in, by `read_file`; the content without blanks around it
@@ -193,10 +185,7 @@ fn read_broker(mut section: Section<'_>) -> (BrokerConfig, Option<SecretFile>) {
     });
     let url_file = url_file
         .filter(|path| !path.is_empty())
-        .map(|path| SecretFile {
-            path: path.into(),
-            origin: section.origin_of("url_file"),
-        });
+        .map(|path| SecretFile { path: path.into(), origin: section.origin_of("url_file") });
     section.finish();
     let broker = BrokerConfig {
         url: url.unwrap_or_else(|| Secret::new("amqp://guest:guest@127.0.0.1:5672/%2f")),

@@ -37,10 +37,7 @@ const BODY_BYTES_MAX: u64 = 128 << 20;
 
 /// Reads `[defaults]`; its `queue` is empty, and so is `dead_letter` unless it is written there.
 pub(crate) fn read_defaults(section: &mut Section<'_>) -> QueueOptions {
-    let base = QueueOptions {
-        dead_letter: String::new(),
-        ..QueueOptions::new("")
-    };
+    let base = QueueOptions { dead_letter: String::new(), ..QueueOptions::new("") };
     let defaults = read_shared(section, base);
     check_retention(section, &defaults);
     defaults
@@ -54,20 +51,13 @@ pub(crate) fn read_queues(queues: &Section<'_>, defaults: &QueueOptions) -> Vec<
         let options = read_options(&mut section, name, defaults);
         let queue = options.queue.clone();
         if let Some(other) = table_of_queue.get(&queue) {
-            section.error(
-                "queue",
-                format!("queue {queue:?} is consumed by {other} too"),
-            );
+            section.error("queue", format!("queue {queue:?} is consumed by {other} too"));
         }
         table_of_queue.insert(queue, queues.path_of(name));
         let target = deliver::read(&mut section, &options.queue);
         section.finish();
         if let Some(deliver) = target {
-            read.push(QueueConfig {
-                name: name.to_owned(),
-                options,
-                deliver,
-            });
+            read.push(QueueConfig { name: name.to_owned(), options, deliver });
         }
     }
     read
@@ -90,21 +80,12 @@ fn read_options(section: &mut Section<'_>, name: &str, defaults: &QueueOptions) 
         let problem = "must not be the queue itself: its dead letters would be consumed again";
         section.error("dead_letter", problem);
     }
-    for (key, value) in [
-        ("queue", &options.queue),
-        ("dead_letter", &options.dead_letter),
-    ] {
+    for (key, value) in [("queue", &options.queue), ("dead_letter", &options.dead_letter)] {
         if value.len() > 255 && !section.has(key) {
-            section.error(
-                key,
-                format!("its default has {} bytes; AMQP allows 255", value.len()),
-            );
+            section.error(key, format!("its default has {} bytes; AMQP allows 255", value.len()));
         }
     }
-    if ["retention", "timeout", "retry"]
-        .iter()
-        .any(|key| section.has(key))
-    {
+    if ["retention", "timeout", "retry"].iter().any(|key| section.has(key)) {
         check_retention(section, &options);
     }
     options
@@ -116,41 +97,17 @@ fn read_shared(section: &mut Section<'_>, base: QueueOptions) -> QueueOptions {
     set(&mut options.prefetch, section.read("prefetch", prefetch));
     let concurrency = section.read("concurrency", values::integer::<usize>(1, 65_535));
     set(&mut options.concurrency, concurrency.and_then(NonZero::new));
-    set(
-        &mut options.timeout,
-        section.read("timeout", values::duration(MOMENT)),
-    );
-    set(
-        &mut options.retention,
-        section.read("retention", values::duration(MOMENT)),
-    );
+    set(&mut options.timeout, section.read("timeout", values::duration(MOMENT)));
+    set(&mut options.retention, section.read("retention", values::duration(MOMENT)));
     read_retry(section.section("retry"), &mut options.retry);
     let identity = &mut options.identity;
-    set(
-        &mut identity.on_missing_id,
-        section.read("on_missing_id", values::one_of(ON_MISSING_ID)),
-    );
-    set(
-        &mut options.on_conflict,
-        section.read("on_conflict", values::one_of(ON_CONFLICT)),
-    );
-    set(
-        &mut options.dead_letter,
-        section.read("dead_letter", values::name),
-    );
+    set(&mut identity.on_missing_id, section.read("on_missing_id", values::one_of(ON_MISSING_ID)));
+    set(&mut options.on_conflict, section.read("on_conflict", values::one_of(ON_CONFLICT)));
+    set(&mut options.dead_letter, section.read("dead_letter", values::name));
     let body_bytes_max = section.read("max_body", values::size(1, BODY_BYTES_MAX));
-    set(
-        &mut options.body_bytes_max,
-        body_bytes_max.map(|bytes| bytes as usize),
-    );
-    set(
-        &mut options.declare,
-        section.read("declare", values::one_of(DECLARE)),
-    );
-    set(
-        &mut options.owner,
-        section.read("owner", values::one_of(OWNER)),
-    );
+    set(&mut options.body_bytes_max, body_bytes_max.map(|bytes| bytes as usize));
+    set(&mut options.declare, section.read("declare", values::one_of(DECLARE)));
+    set(&mut options.owner, section.read("owner", values::one_of(OWNER)));
     set(&mut identity.id, section.read("id", id_sources));
     set(&mut identity.key, section.read("key", sources));
     set(&mut identity.scope, section.read("scope", scope));
@@ -169,21 +126,14 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-const ON_MISSING_ID: &[(&str, OnMissingId)] = &[
-    ("dead-letter", OnMissingId::DeadLetter),
-    ("fingerprint", OnMissingId::Fingerprint),
-];
+const ON_MISSING_ID: &[(&str, OnMissingId)] =
+    &[("dead-letter", OnMissingId::DeadLetter), ("fingerprint", OnMissingId::Fingerprint)];
 
-const ON_CONFLICT: &[(&str, OnConflict)] = &[
-    ("dead-letter", OnConflict::DeadLetter),
-    ("skip", OnConflict::Skip),
-];
+const ON_CONFLICT: &[(&str, OnConflict)] =
+    &[("dead-letter", OnConflict::DeadLetter), ("skip", OnConflict::Skip)];
 
-const DECLARE: &[(&str, Declare)] = &[
-    ("passive", Declare::Passive),
-    ("quorum", Declare::Quorum),
-    ("classic", Declare::Classic),
-];
+const DECLARE: &[(&str, Declare)] =
+    &[("passive", Declare::Passive), ("quorum", Declare::Quorum), ("classic", Declare::Classic)];
 
 const OWNER: &[(&str, Owner)] = &[("single", Owner::Single), ("shared", Owner::Shared)];
 
@@ -196,26 +146,16 @@ fn prefetch(node: &Node) -> Result<NonZero<u16>, String> {
 fn read_retry(mut section: Section<'_>, retry: &mut Retry) {
     let max_attempts = section.read("max_attempts", values::integer::<u32>(1, u32::MAX.into()));
     set(&mut retry.max_attempts, max_attempts.and_then(NonZero::new));
-    set(
-        &mut retry.initial,
-        section.read("initial", values::duration(Duration::ZERO)),
-    );
-    set(
-        &mut retry.max,
-        section.read("max", values::duration(Duration::ZERO)),
-    );
-    set(
-        &mut retry.factor,
-        section.read("factor", values::number(1.0)),
-    );
+    set(&mut retry.initial, section.read("initial", values::duration(Duration::ZERO)));
+    set(&mut retry.max, section.read("max", values::duration(Duration::ZERO)));
+    set(&mut retry.factor, section.read("factor", values::number(1.0)));
     set(&mut retry.jitter, section.read("jitter", values::boolean));
     section.finish();
 }
 
 fn sources(node: &Node) -> Result<Vec<Source>, String> {
     let source = |text: String| {
-        text.parse()
-            .map_err(|error: crate::identity::ParseSourceError| error.to_string())
+        text.parse().map_err(|error: crate::identity::ParseSourceError| error.to_string())
     };
     values::strings(node)?.into_iter().map(source).collect()
 }
@@ -234,9 +174,7 @@ fn scope(node: &Node) -> Result<Scope, String> {
         Some(("header", name)) if !name.is_empty() => Ok(Scope::Header(name.to_owned())),
         _ if text == "queue" => Ok(Scope::Queue),
         _ if text == "global" => Ok(Scope::Global),
-        _ => Err(format!(
-            r#"{text:?} is not known; write "queue", "global" or "header:NAME""#
-        )),
+        _ => Err(format!(r#"{text:?} is not known; write "queue", "global" or "header:NAME""#)),
     }
 }
 

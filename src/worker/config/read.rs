@@ -117,11 +117,7 @@ impl<'a> Section<'a> {
 
     pub(crate) fn path_of(&self, key: &str) -> String {
         let key = tree::quoted_key(key);
-        if self.path.is_empty() {
-            key
-        } else {
-            format!("{}.{key}", self.path)
-        }
+        if self.path.is_empty() { key } else { format!("{}.{key}", self.path) }
     }
 
     /// Notes a problem of a key.

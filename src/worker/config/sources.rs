@@ -21,9 +21,8 @@ pub(crate) fn merged(
     set: &[String],
     errors: &Errors,
 ) -> Table {
-    let mut table = file.map_or_else(Table::new, |(path, text)| {
-        tree::parse_file(path, text, errors)
-    });
+    let mut table =
+        file.map_or_else(Table::new, |(path, text)| tree::parse_file(path, text, errors));
     add_environment(&mut table, env, errors);
     add_arguments(&mut table, set, errors);
     table
@@ -51,11 +50,7 @@ fn add_environment(
             continue;
         };
         let segments = keys.split("__").map(str::to_owned).collect();
-        let variable = Variable {
-            segments,
-            value,
-            name,
-        };
+        let variable = Variable { segments, value, name };
         let lower_name = variable.name.to_lowercase();
         if let Some(twin) = by_lower_name.get(&lower_name) {
             let problem = format!("the same variable as {}; unset one of them", twin.name);
@@ -98,15 +93,10 @@ fn existing_keys(root: &Table, segments: &[String]) -> Result<Vec<String>, Strin
             (None, _) => lower,
             (Some(only), None) => only.clone(),
             (Some(_), Some(_)) => {
-                return Err(format!(
-                    "{segment} stands for several keys that differ in case only"
-                ));
+                return Err(format!("{segment} stands for several keys that differ in case only"));
             }
         };
-        table = match table
-            .and_then(|table| table.get(&key))
-            .map(|node| &node.value)
-        {
+        table = match table.and_then(|table| table.get(&key)).map(|node| &node.value) {
             Some(Value::Table(inner)) => Some(inner),
             _ => None,
         };

@@ -19,10 +19,7 @@ struct Sources<'a> {
 
 impl Sources<'_> {
     fn load(&self) -> Result<Config, ConfigErrors> {
-        let env = self
-            .env
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let env = self.env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let set: Vec<String> = self.set.iter().map(|text| (*text).to_owned()).collect();
         Config::load(Some((Path::new("config.toml"), self.file)), env, &set)
     }
@@ -43,10 +40,7 @@ fn errors(file: &str) -> String {
 #[test]
 fn nothing_written_is_the_defaults() {
     let config = Config::load(None, [], &[]).unwrap();
-    assert_eq!(
-        config.broker.url.expose(),
-        "amqp://guest:guest@127.0.0.1:5672/%2f"
-    );
+    assert_eq!(config.broker.url.expose(), "amqp://guest:guest@127.0.0.1:5672/%2f");
     assert_eq!(config.broker.heartbeat, Duration::from_secs(10));
     assert_eq!(config.store.path, Path::new("./onceward-data"));
     assert_eq!(config.http_listen.unwrap().to_string(), "127.0.0.1:9464");
@@ -62,13 +56,8 @@ fn nothing_written_is_the_defaults() {
 #[test]
 fn a_queue_of_which_little_is_written_has_the_library_s_defaults() {
     let config = load(QUEUE).unwrap();
-    let [queue] = &config.queues[..] else {
-        panic!("one queue")
-    };
-    assert_eq!(
-        format!("{:?}", queue.options),
-        format!("{:?}", QueueOptions::new("orders"))
-    );
+    let [queue] = &config.queues[..] else { panic!("one queue") };
+    assert_eq!(format!("{:?}", queue.options), format!("{:?}", QueueOptions::new("orders")));
     assert!(config.require_queues().is_ok());
 }
 
@@ -101,14 +90,8 @@ fn every_key_of_a_queue_is_read() {
     "#;
     let config = load(file).unwrap();
     let QueueConfig { name, options, .. } = &config.queues[0];
-    assert_eq!(
-        (name.as_str(), options.queue.as_str()),
-        ("orders", "orders.eu")
-    );
-    assert_eq!(
-        (options.declare, options.owner),
-        (Declare::Quorum, Owner::Shared)
-    );
+    assert_eq!((name.as_str(), options.queue.as_str()), ("orders", "orders.eu"));
+    assert_eq!((options.declare, options.owner), (Declare::Quorum, Owner::Shared));
     assert_eq!((options.prefetch.get(), options.concurrency.get()), (7, 5));
     assert_eq!(options.timeout, Duration::from_secs(90));
     assert_eq!(options.retention, Duration::from_secs(2 * 86_400));
@@ -116,21 +99,12 @@ fn every_key_of_a_queue_is_read() {
     assert_eq!(options.dead_letter, "graveyard");
     assert_eq!(options.body_bytes_max, 2_000_000);
     assert_eq!(options.identity.on_missing_id, OnMissingId::Fingerprint);
-    assert_eq!(
-        options.identity.id,
-        [Source::Header("x-id".into()), Source::Json("/id".into())]
-    );
+    assert_eq!(options.identity.id, [Source::Header("x-id".into()), Source::Json("/id".into())]);
     assert_eq!(options.identity.key, [Source::RoutingKey]);
     assert_eq!(options.identity.scope, Scope::Header("tenant".into()));
     let retry = &options.retry;
-    assert_eq!(
-        (retry.max_attempts.get(), retry.factor, retry.jitter),
-        (3, 3.0, false)
-    );
-    assert_eq!(
-        (retry.initial, retry.max),
-        (Duration::from_secs(1), Duration::from_secs(5))
-    );
+    assert_eq!((retry.max_attempts.get(), retry.factor, retry.jitter), (3, 3.0, false));
+    assert_eq!((retry.initial, retry.max), (Duration::from_secs(1), Duration::from_secs(5)));
 }
 
 #[test]
@@ -147,12 +121,8 @@ fn every_target_is_read() {
     "#;
     let config = load(file).unwrap();
     let targets: Vec<&TargetOptions> = config.queues.iter().map(|queue| &queue.deliver).collect();
-    let [
-        TargetOptions::Http(http),
-        TargetOptions::Command(command),
-        exchange,
-        default_exchange,
-    ] = targets[..]
+    let [TargetOptions::Http(http), TargetOptions::Command(command), exchange, default_exchange] =
+        targets[..]
     else {
         panic!("{targets:?}");
     };
@@ -164,10 +134,7 @@ fn every_target_is_read() {
     assert_eq!(*command, CommandOptions::new(argv).unwrap());
     assert_eq!(command.output_bytes_max, 64 << 10);
     assert_eq!(exchange.to_string(), r#"exchange "clean""#);
-    assert_eq!(
-        default_exchange.to_string(),
-        r#"exchange "", routing key "elsewhere""#
-    );
+    assert_eq!(default_exchange.to_string(), r#"exchange "", routing key "elsewhere""#);
 }
 
 #[test]
@@ -233,15 +200,9 @@ fn syntax_errors_have_line_and_column() {
     let found = errors("[broker]\nheartbeat = 10s\n\n[store\npath = 'x'\n");
     let lines: Vec<&str> = found.lines().collect();
     assert!(lines[0].starts_with("config.toml:2:"), "{found}");
-    assert!(
-        lines.iter().any(|line| line.starts_with("config.toml:4:")),
-        "{found}"
-    );
+    assert!(lines.iter().any(|line| line.starts_with("config.toml:4:")), "{found}");
     let twice = errors("[log]\nlevel = 'info'\nlevel = 'warn'\n");
-    assert!(
-        twice.starts_with("config.toml:3:1: duplicate key"),
-        "{twice}"
-    );
+    assert!(twice.starts_with("config.toml:3:1: duplicate key"), "{twice}");
 }
 
 #[test]
@@ -264,25 +225,14 @@ fn environment_wins_over_the_file_and_set_over_both() {
         "http.listen=",
     ];
     let config = load_with(file, &env, &set).unwrap();
-    let [orders, bills, third] = &config.queues[..] else {
-        panic!("{config:?}")
-    };
+    let [orders, bills, third] = &config.queues[..] else { panic!("{config:?}") };
     assert_eq!(orders.name, "Orders");
-    assert_eq!(
-        (
-            orders.options.prefetch.get(),
-            orders.options.concurrency.get()
-        ),
-        (2, 1)
-    );
+    assert_eq!((orders.options.prefetch.get(), orders.options.concurrency.get()), (2, 1));
     assert_eq!(orders.options.timeout, Duration::from_secs(3));
     assert_eq!(orders.options.retry.max_attempts.get(), 4);
     assert!(matches!(orders.deliver, TargetOptions::Log));
     assert_eq!(third.options.queue, "a=b");
-    assert_eq!(
-        (bills.name.as_str(), bills.options.queue.as_str()),
-        ("bills", "Bills.EU")
-    );
+    assert_eq!((bills.name.as_str(), bills.options.queue.as_str()), ("bills", "Bills.EU"));
     assert_eq!(config.http_listen, None);
 }
 
@@ -312,9 +262,7 @@ ONCEWARD__STOER__PATH: stoer: unknown key; did you mean "store"?
     ];
     let set = ["hunter2", "log.level.x=1"];
     assert_eq!(
-        load_with("log.level = 'info'", &env, &set)
-            .unwrap_err()
-            .to_string(),
+        load_with("log.level = 'info'", &env, &set).unwrap_err().to_string(),
         r#"
 ONCEWARD__LOG____LEVEL: a key is empty; write for example ONCEWARD__QUEUES__ORDERS__PREFETCH
 Onceward__Log__Level: the same variable as ONCEWARD__LOG__LEVEL; unset one of them
@@ -343,9 +291,7 @@ fn wrong_targets_say_what_they_need() {
     );
     assert!(one("{ type = 'log', url = 'x' }").contains("url: unknown key"));
     let header = |name, value| {
-        one(&format!(
-            "{{ type = 'http', url = 'http://a', headers = {{ {name} = {value} }} }}"
-        ))
+        one(&format!("{{ type = 'http', url = 'http://a', headers = {{ {name} = {value} }} }}"))
     };
     assert_eq!(
         header("Idempotency-Key", "'hunter2'"),
@@ -407,10 +353,7 @@ fn a_secret_file_that_cannot_be_used_is_an_error_at_its_key() {
         "config.toml:1: broker.url_file: secret: cannot be read: entity not found"
     );
     let wrong = resolve(Ok("hunter2".to_owned()));
-    assert!(
-        wrong.starts_with("config.toml:1: broker.url_file: secret: not a URL"),
-        "{wrong}"
-    );
+    assert!(wrong.starts_with("config.toml:1: broker.url_file: secret: not a URL"), "{wrong}");
     assert!(!wrong.contains("hunter2"));
 }
 
@@ -429,11 +372,7 @@ fn the_file_of_the_repository_says_the_defaults() {
     let unwritten = load(&format!("{QUEUE}declare = 'classic'")).unwrap();
     let without_origin = |mut config: Config| {
         config.url_file = None;
-        format!(
-            "{config:?} {} {:?}",
-            config.broker.url.expose(),
-            config.broker.address()
-        )
+        format!("{config:?} {} {:?}", config.broker.url.expose(), config.broker.address())
     };
     assert_eq!(without_origin(written), without_origin(unwritten));
 }
@@ -452,35 +391,24 @@ fn the_file_of_the_repository_has_every_key_and_a_comment_above_it() {
     ];
     for (table, unknown) in tables {
         let set = format!("{unknown}=1");
-        let found = load_with(REPOSITORY_FILE, &[], &[&set])
-            .unwrap_err()
-            .to_string();
+        let found = load_with(REPOSITORY_FILE, &[], &[&set]).unwrap_err().to_string();
         let (_, known) = found.split_once("known here: ").unwrap();
         for key in known.split(", ") {
             let pattern = format!("{key} = ");
-            assert!(
-                REPOSITORY_FILE.contains(&pattern),
-                "{table}.{key} is not in config.toml"
-            );
+            assert!(REPOSITORY_FILE.contains(&pattern), "{table}.{key} is not in config.toml");
         }
     }
     let lines: Vec<&str> = REPOSITORY_FILE.lines().collect();
     for pair in lines.windows(2) {
         let is_key = pair[1].starts_with(|c: char| c.is_ascii_lowercase());
-        assert!(
-            !is_key || pair[0].starts_with('#'),
-            "no comment above {:?}",
-            pair[1]
-        );
+        assert!(!is_key || pair[0].starts_with('#'), "no comment above {:?}", pair[1]);
     }
 }
 
 #[test]
 fn the_commented_targets_of_the_repository_s_file_work() {
-    let targets: Vec<&str> = REPOSITORY_FILE
-        .lines()
-        .filter_map(|line| line.strip_prefix("# deliver = "))
-        .collect();
+    let targets: Vec<&str> =
+        REPOSITORY_FILE.lines().filter_map(|line| line.strip_prefix("# deliver = ")).collect();
     assert_eq!(targets.len(), 3);
     for target in targets {
         let set = format!("queues.orders.deliver={target}");
@@ -503,10 +431,8 @@ fn the_commented_command_says_the_default_of_its_output() {
     let TargetOptions::Command(command) = &config.queues[0].deliver else {
         panic!("{config:?}");
     };
-    let written = format!(
-        "max_output = \"{}\"",
-        units::format_size(command.output_bytes_max as u64)
-    );
+    let written =
+        format!("max_output = \"{}\"", units::format_size(command.output_bytes_max as u64));
     assert!(REPOSITORY_FILE.contains(&written), "{written}");
 }
 

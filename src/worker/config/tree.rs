@@ -116,37 +116,26 @@ pub(crate) fn insert(
         table.insert(key.clone(), Node { origin, value });
         return Ok(());
     }
-    let node = table.entry(key.clone()).or_insert_with(|| Node {
-        origin: origin.clone(),
-        value: Value::Table(Table::new()),
-    });
+    let node = table
+        .entry(key.clone())
+        .or_insert_with(|| Node { origin: origin.clone(), value: Value::Table(Table::new()) });
     let found = node.value.type_name();
     if let Value::Table(inner) = &mut node.value {
         return insert(inner, inner_keys, value, origin);
     }
     let key = quoted_key(key);
-    Err(format!(
-        "no key can be set in {key}, which is {found} at {}",
-        node.origin
-    ))
+    Err(format!("no key can be set in {key}, which is {found} at {}", node.origin))
 }
 
 /// A key as TOML writes it: in quotes if it must be.
 pub(crate) fn quoted_key(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if !key.is_empty() && key.chars().all(bare) {
-        key.to_owned()
-    } else {
-        format!("{key:?}")
-    }
+    if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { format!("{key:?}") }
 }
 
 fn table_from_toml(table: DeTable<'_>, at: &dyn Fn(usize) -> Origin) -> Table {
     let entries = table.into_iter().map(|(key, value)| {
-        let node = Node {
-            origin: at(key.span().start),
-            value: from_toml(value.into_inner(), at),
-        };
+        let node = Node { origin: at(key.span().start), value: from_toml(value.into_inner(), at) };
         (key.into_inner().into_owned(), node)
     });
     entries.collect()
@@ -155,14 +144,12 @@ fn table_from_toml(table: DeTable<'_>, at: &dyn Fn(usize) -> Origin) -> Table {
 fn from_toml(value: DeValue<'_>, at: &dyn Fn(usize) -> Origin) -> Value {
     match value {
         DeValue::String(text) => Value::String(text.into_owned()),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).map_or(
-            Value::Unusable("an integer that is out of range"),
-            Value::Integer,
-        ),
-        DeValue::Float(number) => number.as_str().parse().map_or(
-            Value::Unusable("a float that is out of range"),
-            Value::Float,
-        ),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or(Value::Unusable("an integer that is out of range"), Value::Integer),
+        DeValue::Float(number) => number
+            .as_str()
+            .parse()
+            .map_or(Value::Unusable("a float that is out of range"), Value::Float),
         DeValue::Boolean(truth) => Value::Boolean(truth),
         DeValue::Datetime(_) => Value::Unusable("a date or time"),
         DeValue::Array(items) => Value::Array(
@@ -194,10 +181,7 @@ mod tests {
     fn keys_are_split_as_toml_splits_them() {
         let keys = |text| parse_key(text).map(|keys| keys.join("|"));
         assert_eq!(keys("a.b-c.d_e").as_deref(), Some("a|b-c|d_e"));
-        assert_eq!(
-            keys("queues.\"orders.eu\".key").as_deref(),
-            Some("queues|orders.eu|key")
-        );
+        assert_eq!(keys("queues.\"orders.eu\".key").as_deref(), Some("queues|orders.eu|key"));
         for wrong in ["", "a..b", "a b", "[a]", "a\nb", "a = 1 #", "a.", "{}"] {
             assert_eq!(keys(wrong), None, "{wrong:?}");
         }

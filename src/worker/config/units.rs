@@ -12,13 +12,8 @@ pub(crate) const DURATION_EXAMPLES: &str = r#""150ms", "30s", "5m", "1h 30m" or 
 pub(crate) const SIZE_EXAMPLES: &str = r#""4096 B", "512 KiB", "64 MiB", "10 GiB" or "1 MB""#;
 
 /// Units of time in milliseconds, longest first.
-const DURATION_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const DURATION_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Units of size in bytes, largest first among the binary ones, which are written.
 const SIZE_UNITS: [(&str, u64); 9] = [
@@ -49,9 +44,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let mut last_unit_ms = u64::MAX;
     while !rest.is_empty() {
         let (number, unit, tail) = split_quantity(rest);
-        let number: u64 = number
-            .parse()
-            .map_err(|_| not_whole(text, DURATION_EXAMPLES))?;
+        let number: u64 = number.parse().map_err(|_| not_whole(text, DURATION_EXAMPLES))?;
         if unit.is_empty() {
             return Err(wrong("has a number without a unit".to_owned()));
         }
@@ -99,18 +92,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     if number.is_empty() || !rest.is_empty() {
         return Err(not_whole(text, SIZE_EXAMPLES));
     }
-    let number: u64 = number
-        .parse()
-        .map_err(|_| wrong("is too large".to_owned()))?;
+    let number: u64 = number.parse().map_err(|_| wrong("is too large".to_owned()))?;
     if unit.is_empty() {
         return Err(wrong("has no unit".to_owned()));
     }
     let Some((_, unit_bytes)) = SIZE_UNITS.into_iter().find(|(name, _)| *name == unit) else {
         return Err(wrong(format!("has the unknown unit {unit:?}")));
     };
-    number
-        .checked_mul(unit_bytes)
-        .ok_or_else(|| wrong("is too large".to_owned()))
+    number.checked_mul(unit_bytes).ok_or_else(|| wrong("is too large".to_owned()))
 }
 
 /// Writes a size exactly, in the largest unit that divides it: `64 MiB`.
@@ -129,14 +118,10 @@ pub fn format_size(bytes: u64) -> String {
 /// Writes a size for people, to one decimal: `22.5 GiB`.
 #[must_use]
 pub fn approximate_size(bytes: u64) -> String {
-    SIZE_UNITS
-        .into_iter()
-        .take(4)
-        .find(|(_, unit_bytes)| bytes >= *unit_bytes)
-        .map_or_else(
-            || format!("{bytes} B"),
-            |(name, unit_bytes)| format!("{:.1} {name}", bytes as f64 / unit_bytes as f64),
-        )
+    SIZE_UNITS.into_iter().take(4).find(|(_, unit_bytes)| bytes >= *unit_bytes).map_or_else(
+        || format!("{bytes} B"),
+        |(name, unit_bytes)| format!("{:.1} {name}", bytes as f64 / unit_bytes as f64),
+    )
 }
 
 fn not_whole(text: &str, examples: &str) -> String {
@@ -170,11 +155,7 @@ mod tests {
             ("7 d", 604_800_000),
             (" 0s ", 0),
         ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_millis(ms)),
-                "{text:?}"
-            );
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text:?}");
         }
     }
 

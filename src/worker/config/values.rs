@@ -26,9 +26,7 @@ pub(crate) fn string(node: &Node) -> Result<String, String> {
         Value::String(text) => Ok(text.clone()),
         other => {
             let found = other.type_name();
-            Err(format!(
-                "must be a string, found {found}; put it in double quotes"
-            ))
+            Err(format!("must be a string, found {found}; put it in double quotes"))
         }
     }
 }
@@ -64,10 +62,7 @@ pub(crate) fn strings(node: &Node) -> Result<Vec<String>, String> {
 pub(crate) fn boolean(node: &Node) -> Result<bool, String> {
     match &node.value {
         Value::Boolean(truth) => Ok(*truth),
-        other => Err(format!(
-            "must be true or false, found {}",
-            other.type_name()
-        )),
+        other => Err(format!("must be true or false, found {}", other.type_name())),
     }
 }
 
@@ -110,14 +105,12 @@ fn quantity<T>(
 ) -> Result<T, String> {
     match &node.value {
         Value::String(text) => parse(text),
-        Value::Integer(number) => Err(format!(
-            "{number} has no unit; write for example {examples}"
-        )),
+        Value::Integer(number) => {
+            Err(format!("{number} has no unit; write for example {examples}"))
+        }
         other => {
             let found = other.type_name();
-            Err(format!(
-                "must be a {noun} such as {examples}, found {found}"
-            ))
+            Err(format!("must be a {noun} such as {examples}, found {found}"))
         }
     }
 }
@@ -145,16 +138,10 @@ pub(crate) fn size(min: u64, max: u64) -> impl Fn(&Node) -> Result<u64, String> 
         let bytes = quantity(node, "size", units::SIZE_EXAMPLES, units::parse_size)?;
         let found = units::format_size(bytes);
         if bytes < min {
-            return Err(format!(
-                "must be at least {:?}, found {found:?}",
-                units::format_size(min)
-            ));
+            return Err(format!("must be at least {:?}, found {found:?}", units::format_size(min)));
         }
         if bytes > max {
-            return Err(format!(
-                "must be at most {:?}, found {found:?}",
-                units::format_size(max)
-            ));
+            return Err(format!("must be at most {:?}, found {found:?}", units::format_size(max)));
         }
         Ok(bytes)
     }

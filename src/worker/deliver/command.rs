@@ -51,11 +51,9 @@ impl CommandOptions {
         }
         let mut argv = argv.into_iter();
         match argv.next() {
-            Some(program) if !program.is_empty() => Ok(Self {
-                program,
-                arguments: argv.collect(),
-                output_bytes_max: 64 << 10,
-            }),
+            Some(program) if !program.is_empty() => {
+                Ok(Self { program, arguments: argv.collect(), output_bytes_max: 64 << 10 })
+            }
             _ => Err("names no program".to_owned()),
         }
     }
@@ -145,21 +143,13 @@ impl Command {
         };
         stdout.cut();
         stderr.cut();
-        Ok(Finished {
-            status,
-            stdout,
-            stderr,
-        })
+        Ok(Finished { status, stdout, stderr })
     }
 }
 
 impl Handler<Body> for Command {
     async fn handle(&self, cx: &mut Context, body: Body) -> Result {
-        let Finished {
-            status,
-            stdout,
-            stderr,
-        } = self.run(cx, body).await?;
+        let Finished { status, stdout, stderr } = self.run(cx, body).await?;
         debug!(
             queue = cx.queue(), id = %cx.id(), attempt = cx.attempt(), status = %status,
             stdout = %stdout, stderr = %stderr, "command ended"
@@ -190,10 +180,7 @@ impl Running {
     fn start(mut command: tokio::process::Command) -> io::Result<Self> {
         let child = command.spawn()?;
         let group = child.id().and_then(|id| i32::try_from(id).ok());
-        Ok(Self {
-            child,
-            group: group.map(Pid::from_raw),
-        })
+        Ok(Self { child, group: group.map(Pid::from_raw) })
     }
 
     /// Waits for the child, then kills what it left behind, so that its pipes end too.
@@ -240,11 +227,7 @@ async fn feed(input: Option<ChildStdin>, body: &[u8]) -> io::Result<()> {
 
 /// The value of a variable: the bytes as they are, or escaped if there is a NUL, which the system cannot pass on.
 fn variable(bytes: &[u8]) -> OsString {
-    if bytes.contains(&0) {
-        escape(bytes).into()
-    } else {
-        OsStr::from_bytes(bytes).to_owned()
-    }
+    if bytes.contains(&0) { escape(bytes).into() } else { OsStr::from_bytes(bytes).to_owned() }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -254,11 +237,7 @@ enum CommandError {
     #[error("command {program:?} cannot be fed or waited for")]
     Io { program: String, source: io::Error },
     #[error("command {program:?} ended with {status}{}{errors}", if errors.is_empty() { "" } else { ": " })]
-    Exit {
-        program: String,
-        status: ExitStatus,
-        errors: String,
-    },
+    Exit { program: String, status: ExitStatus, errors: String },
 }
 
 #[cfg(test)]
@@ -289,10 +268,7 @@ mod tests {
 
     async fn run(script: &str, body: impl Into<bytes::Bytes>) -> Verdict {
         let target = target(script, &[]);
-        target
-            .handle(&mut context(), Body(body.into()))
-            .await
-            .into()
+        target.handle(&mut context(), Body(body.into())).await.into()
     }
 
     fn is_gone(pid: i32) -> bool {
@@ -368,25 +344,15 @@ mod tests {
         cx.key = Some(Key::new(b"a\0b"));
         assert!(target.handle(&mut cx, Body("".into())).await.is_ok());
         let seen = fs::read(&seen).expect("written");
-        assert!(
-            seen.starts_with(b"|\xff\n|a\\u{0}b|3|"),
-            "{}",
-            escape(&seen)
-        );
+        assert!(seen.starts_with(b"|\xff\n|a\\u{0}b|3|"), "{}", escape(&seen));
     }
 
     #[tokio::test]
     async fn a_body_that_nobody_reads_and_output_that_nobody_wants_do_not_block() {
         let body = vec![b'x'; 4 << 20];
         assert_eq!(run("exit 0", body.clone()).await, Verdict::Done);
-        assert_eq!(
-            run("exec <&-; sleep 0.1", body.clone()).await,
-            Verdict::Done
-        );
-        assert_eq!(
-            run("cat; cat /dev/zero | head -c 3000000 >&2", body).await,
-            Verdict::Done
-        );
+        assert_eq!(run("exec <&-; sleep 0.1", body.clone()).await, Verdict::Done);
+        assert_eq!(run("cat; cat /dev/zero | head -c 3000000 >&2", body).await, Verdict::Done);
     }
 
     #[tokio::test]
@@ -407,10 +373,7 @@ mod tests {
     async fn what_a_command_leaves_behind_is_killed_and_does_not_hold_up_the_end() {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("pid");
-        let target = target(
-            "sleep 300 & echo $! > \"$1\"; echo last >&2; exit 1",
-            &[&file],
-        );
+        let target = target("sleep 300 & echo $! > \"$1\"; echo last >&2; exit 1", &[&file]);
         let mut cx = context();
         let handled = target.handle(&mut cx, Body("".into()));
         let ended = tokio::time::timeout(Duration::from_secs(10), handled).await;

@@ -41,10 +41,7 @@ impl ExchangeOptions {
                 "would send messages back to the queue they come from; name another queue";
             return Err(problem.to_owned());
         }
-        Ok(Self {
-            exchange,
-            routing_key,
-        })
+        Ok(Self { exchange, routing_key })
     }
 }
 
@@ -127,11 +124,7 @@ mod tests {
             PublisherTask::new(Arc::new(broker.clone()), crate::Health::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run(tokio_util::sync::CancellationToken::new()));
-        Fixture {
-            broker,
-            publisher,
-            _task: tasks,
-        }
+        Fixture { broker, publisher, _task: tasks }
     }
 
     fn options(exchange: &str, key: Option<&str>) -> Result<ExchangeOptions, String> {
@@ -184,11 +177,8 @@ mod tests {
         expected.properties.message_id = Some(cx.effect_key("exchange"));
         expected.properties.user_id = None;
         expected.properties.delivery_mode = Some(2);
-        let headers = [
-            ("x-key", "k"),
-            ("x-onceward-origin-id", "m-1"),
-            ("x-onceward-queue", "orders"),
-        ];
+        let headers =
+            [("x-key", "k"), ("x-onceward-origin-id", "m-1"), ("x-onceward-queue", "orders")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.into()));
         expected.properties.headers = headers.into();
         assert_eq!(sent.len(), 2);
@@ -216,11 +206,7 @@ mod tests {
         for key in [None, Some("orders")] {
             assert!(options("", key).is_err(), "{key:?}");
         }
-        for (exchange, key) in [
-            ("", Some("out")),
-            ("clean", None),
-            ("clean", Some("orders")),
-        ] {
+        for (exchange, key) in [("", Some("out")), ("clean", None), ("clean", Some("orders"))] {
             assert!(options(exchange, key).is_ok(), "{exchange} {key:?}");
         }
     }

@@ -128,20 +128,15 @@ impl Http {
             ("content-encoding", properties.content_encoding.clone()),
             ("idempotency-key", Some(effect_key)),
             ("x-onceward-id", visible(cx.id().as_bytes())),
-            (
-                "x-onceward-key",
-                cx.key().and_then(|key| visible(key.as_bytes())),
-            ),
+            ("x-onceward-key", cx.key().and_then(|key| visible(key.as_bytes()))),
             ("x-onceward-attempt", Some(cx.attempt().to_string())),
             ("x-onceward-queue", visible(cx.queue().as_bytes())),
         ];
         let mut headers = self.options.headers.0.clone();
         for (name, text) in ours {
             let Some(text) = text else { continue };
-            let value = HeaderValue::from_str(&text).map_err(|_| HttpError::Header {
-                name,
-                text: escape(text.as_bytes()),
-            })?;
+            let value = HeaderValue::from_str(&text)
+                .map_err(|_| HttpError::Header { name, text: escape(text.as_bytes()) })?;
             headers.insert(name, value);
         }
         trace::copy(cx.headers(), &mut headers);
@@ -155,11 +150,7 @@ impl Http {
         if status.is_success() {
             return Ok(());
         }
-        let error = HttpError::Status {
-            url: self.options.url.clone(),
-            status,
-            excerpt,
-        };
+        let error = HttpError::Status { url: self.options.url.clone(), status, excerpt };
         match after {
             _ if !is_retryable(status) => Err(reject(error)),
             Some(delay) => Err(retry_after(delay, error)),
@@ -172,11 +163,7 @@ impl Handler<Body> for Http {
     async fn handle(&self, cx: &mut Context, body: Body) -> Result {
         // What cannot be a header now cannot be one in the next attempt.
         let headers = self.request_headers(cx).map_err(reject)?;
-        let request = self
-            .client
-            .post(self.options.url.0.clone())
-            .headers(headers)
-            .body(body.0);
+        let request = self.client.post(self.options.url.0.clone()).headers(headers).body(body.0);
         let response = request.send().await.map_err(|error| HttpError::Send {
             url: self.options.url.clone(),
             // Its own text would show the query.
@@ -191,16 +178,9 @@ enum HttpError {
     #[error("property {name} cannot be sent as a header: {text:?}")]
     Header { name: &'static str, text: String },
     #[error("http target {url} did not answer")]
-    Send {
-        url: HttpUrl,
-        source: reqwest::Error,
-    },
+    Send { url: HttpUrl, source: reqwest::Error },
     #[error("http target {url} answered {status}{}{excerpt}", if excerpt.is_empty() { "" } else { ": " })]
-    Status {
-        url: HttpUrl,
-        status: StatusCode,
-        excerpt: String,
-    },
+    Status { url: HttpUrl, status: StatusCode, excerpt: String },
 }
 
 fn is_retryable(status: StatusCode) -> bool {
@@ -291,10 +271,7 @@ mod tests {
             requests.lock().unwrap().push((headers, body));
             let (status, headers, body) = answer;
             let headers = headers.into_iter().map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
             });
             (status, headers.collect::<HeaderMap>(), body)
         };
@@ -304,18 +281,11 @@ mod tests {
             let served = axum::serve(listener, Router::new().fallback(hook)).await;
             served.expect("serves until dropped");
         });
-        Receiver {
-            url,
-            seen,
-            _server: server,
-        }
+        Receiver { url, seen, _server: server }
     }
 
     fn options(url: &str) -> HttpOptions {
-        HttpOptions {
-            url: HttpUrl::parse(url).expect("a url"),
-            headers: HttpHeaders::default(),
-        }
+        HttpOptions { url: HttpUrl::parse(url).expect("a url"), headers: HttpHeaders::default() }
     }
 
     fn target(options: &HttpOptions) -> Http {
@@ -323,10 +293,7 @@ mod tests {
     }
 
     async fn deliver(options: &HttpOptions, cx: &mut Context) -> Verdict {
-        target(options)
-            .handle(cx, Body("b\0dy".into()))
-            .await
-            .into()
+        target(options).handle(cx, Body("b\0dy".into())).await.into()
     }
 
     /// What a delivery becomes that is answered like this, with `HOOK` for the receiver's address.
@@ -334,11 +301,7 @@ mod tests {
         let receiver = receiver(answer).await;
         let mut cx = Context::for_tests(Message::default());
         let verdict = deliver(&options(&receiver.url), &mut cx).await;
-        assert_eq!(
-            receiver.seen.lock().unwrap().len(),
-            1,
-            "asked once, never redirected"
-        );
+        assert_eq!(receiver.seen.lock().unwrap().len(), 1, "asked once, never redirected");
         let hidden = |text: String| text.replace(&receiver.url, "HOOK");
         match verdict {
             Verdict::Done => Verdict::Done,
@@ -385,10 +348,7 @@ mod tests {
             ("traceparent", trace),
             ("x-api", "secret"),
             ("authorization", "Basic dTpw"),
-            (
-                "user-agent",
-                concat!("onceward/", env!("CARGO_PKG_VERSION")),
-            ),
+            ("user-agent", concat!("onceward/", env!("CARGO_PKG_VERSION"))),
             ("accept", "*/*"),
         ] {
             assert_eq!(headers.remove(name).expect(name), value);
@@ -401,17 +361,9 @@ mod tests {
     async fn what_a_message_lacks_is_not_sent() {
         let receiver = receiver((StatusCode::OK, vec![], "")).await;
         let mut cx = Context::for_tests(Message::default());
-        assert_eq!(
-            deliver(&options(&receiver.url), &mut cx).await,
-            Verdict::Done
-        );
+        assert_eq!(deliver(&options(&receiver.url), &mut cx).await, Verdict::Done);
         let (headers, _) = receiver.seen.lock().unwrap().remove(0);
-        for name in [
-            "content-type",
-            "content-encoding",
-            "x-onceward-key",
-            "traceparent",
-        ] {
+        for name in ["content-type", "content-encoding", "x-onceward-key", "traceparent"] {
             assert!(!headers.contains_key(name), "{name}");
         }
     }
@@ -419,18 +371,11 @@ mod tests {
     #[tokio::test]
     async fn the_status_decides() {
         for code in [200, 201, 202, 204, 299] {
-            assert_eq!(
-                verdict((status(code), vec![], "")).await,
-                Verdict::Done,
-                "{code}"
-            );
+            assert_eq!(verdict((status(code), vec![], "")).await, Verdict::Done, "{code}");
         }
         for code in [408, 425, 429, 500, 501, 502, 503, 504, 599] {
             let verdict = verdict((status(code), vec![], "")).await;
-            assert!(
-                matches!(verdict, Verdict::Retry(_, None)),
-                "{code}: {verdict:?}"
-            );
+            assert!(matches!(verdict, Verdict::Retry(_, None)), "{code}: {verdict:?}");
         }
         for code in [300, 304, 400, 401, 403, 404, 409, 410, 413, 422, 499, 600] {
             let verdict = verdict((status(code), vec![], "")).await;
@@ -452,14 +397,8 @@ mod tests {
         let answer = (status(422), vec![], " no \u{1b}[31mcents\n");
         assert_eq!(verdict(answer).await, Verdict::Reject(text.to_owned()));
         let long: &'static str = "x".repeat(100_000).leak();
-        let text = format!(
-            "http target HOOK answered 400 Bad Request: {}",
-            &long[..200]
-        );
-        assert_eq!(
-            verdict((status(400), vec![], long)).await,
-            Verdict::Reject(text)
-        );
+        let text = format!("http target HOOK answered 400 Bad Request: {}", &long[..200]);
+        assert_eq!(verdict((status(400), vec![], long)).await, Verdict::Reject(text));
     }
 
     #[tokio::test]
@@ -504,16 +443,10 @@ mod tests {
         };
         let start = format!("http target http://{address}/hook did not answer: ");
         assert!(text.starts_with(&start), "{text}");
-        assert!(
-            text.contains("refused") && !text.contains("secret"),
-            "{text}"
-        );
+        assert!(text.contains("refused") && !text.contains("secret"), "{text}");
         assert!(!text.contains("pass"), "{text}");
         let shown = format!("{options:?}");
-        assert!(
-            !shown.contains("pass") && !shown.contains("secret"),
-            "{shown}"
-        );
+        assert!(!shown.contains("pass") && !shown.contains("secret"), "{shown}");
     }
 
     #[tokio::test]

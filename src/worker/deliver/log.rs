@@ -54,10 +54,8 @@ mod tests {
     async fn one_line_tells_everything_but_the_body() {
         let lines = Lines::default();
         let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .with_writer(move || writer.clone())
-            .finish();
+        let subscriber =
+            tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
         let guard = tracing::subscriber::set_default(subscriber);
         let mut cx = Context::for_tests(Message {
             properties: Properties {

@@ -25,10 +25,7 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) const fn new(bytes_max: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            bytes_max,
-        }
+        Self { bytes: Vec::new(), bytes_max }
     }
 
     /// Reads to the end; an error of a pipe is its end.

@@ -12,10 +12,7 @@ pub(super) fn copy(inbound: &Headers, headers: &mut HeaderMap) {
     let Some(parent) = text("traceparent").filter(|text| is_traceparent(text)) else {
         return;
     };
-    for (name, text) in [
-        ("traceparent", Some(parent)),
-        ("tracestate", text("tracestate")),
-    ] {
+    for (name, text) in [("traceparent", Some(parent)), ("tracestate", text("tracestate"))] {
         if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(name, value);
         }

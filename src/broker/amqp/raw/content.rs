@@ -58,10 +58,7 @@ pub(crate) fn contents(message: &RawMessage) -> Contents {
         Ok(()) => reader.defect("bytes are left behind the properties".to_owned()),
         Err(CutOff) => reader.defect("the properties are cut off or malformed".to_owned()),
     }
-    Contents {
-        properties,
-        defects: reader.defects,
-    }
+    Contents { properties, defects: reader.defects }
 }
 
 /// The bytes end before the value does, or are no value.
@@ -145,9 +142,7 @@ impl Reader {
             b'A' | b'F' => {
                 let inner = cursor.long().ok_or(CutOff)?;
                 let Some(room) = room.checked_sub(1) else {
-                    self.defect(format!(
-                        "headers nest deeper than {HEADER_DEPTH_MAX} levels"
-                    ));
+                    self.defect(format!("headers nest deeper than {HEADER_DEPTH_MAX} levels"));
                     return Ok(json!("(nested too deep)"));
                 };
                 return if kind == b'A' {
@@ -242,10 +237,7 @@ mod tests {
         let class_weight_and_size = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let flags = flags.to_be_bytes();
         let header = [&class_weight_and_size[..], &flags, &properties.concat()].concat();
-        RawMessage {
-            header,
-            ..RawMessage::default()
-        }
+        RawMessage { header, ..RawMessage::default() }
     }
 
     fn lapin_parses(header: &[u8]) -> bool {
@@ -275,10 +267,7 @@ mod tests {
         assert_eq!(Value::Object(found.properties), expected);
         assert_eq!(
             found.defects,
-            [
-                "a header name is not UTF-8: n\\xffame",
-                "message-id is not UTF-8: \\xff\\xfe"
-            ]
+            ["a header name is not UTF-8: n\\xffame", "message-id is not UTF-8: \\xff\\xfe"]
         );
     }
 

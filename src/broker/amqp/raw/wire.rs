@@ -63,11 +63,7 @@ impl Wire {
     /// Connects to host and port; `address` is for error texts.
     pub(super) fn connect(host: (&str, u16), address: String) -> Result<Self, RawError> {
         match connect(host) {
-            Ok(stream) => Ok(Self {
-                stream,
-                address,
-                frame_bytes_max: FRAME_BYTES_FIRST,
-            }),
+            Ok(stream) => Ok(Self { stream, address, frame_bytes_max: FRAME_BYTES_FIRST }),
             Err(error) => Err(RawError::Unreachable { address, error }),
         }
     }
@@ -133,14 +129,7 @@ impl Wire {
         let size = (ids.len() + arguments.len()) as u32;
         let channel = channel.to_be_bytes();
         let size = size.to_be_bytes();
-        let frame = [
-            &[FRAME_METHOD][..],
-            &channel,
-            &size,
-            &ids,
-            arguments,
-            &[FRAME_END],
-        ];
+        let frame = [&[FRAME_METHOD][..], &channel, &size, &ids, arguments, &[FRAME_END]];
         self.write(&frame.concat())
     }
 
@@ -162,17 +151,11 @@ impl Wire {
             io::ErrorKind::UnexpectedEof => io::Error::other("it closed the connection"),
             _ => error,
         };
-        RawError::Unreachable {
-            address: self.address.clone(),
-            error,
-        }
+        RawError::Unreachable { address: self.address.clone(), error }
     }
 
     pub(super) fn protocol(&self, problem: String) -> RawError {
-        RawError::Protocol {
-            address: self.address.clone(),
-            problem,
-        }
+        RawError::Protocol { address: self.address.clone(), problem }
     }
 }
 

@@ -32,10 +32,7 @@ pub(super) async fn take_all(
         owner: Owner::Single,
         prefetch: NonZeroU16::MIN.saturating_add(255),
     };
-    let Session {
-        mut deliveries,
-        mut acks,
-    } = open(broker, &subscription).await?;
+    let Session { mut deliveries, mut acks } = open(broker, &subscription).await?;
     let mut taken = Vec::new();
     while let Ok(Some(delivery)) = timeout(QUIET, deliveries.next()).await {
         let delivery = delivery?;

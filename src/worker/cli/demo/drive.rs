@@ -1,4 +1,5 @@
-//! The run of the demo: publishes and consumes, cuts connections, tears the runtime down, and waits until all is settled.
+//! The run of the demo: publishes and consumes, cuts connections, tears the runtime down, and waits until all is
+//! settled.
 //!
 //! Owns the tasks of producer and runtime. What goes wrong on purpose goes wrong at fixed shares of the orders, always
 //! all of it. Judges nothing: that is the ledger's.
@@ -136,23 +137,14 @@ impl Drive {
     }
 
     fn start_runtime(&mut self) {
-        let Setup {
-            broker,
-            plan,
-            ledger,
-            store,
-            ..
-        } = &self.setup;
+        let Setup { broker, plan, ledger, store, .. } = &self.setup;
         let mut options = Options::with_broker(Arc::clone(broker) as _, store.clone());
         options.drain = DRAIN;
         let mut queue = QueueOptions::new(QUEUE);
         queue.declare = Declare::Classic;
         queue.dead_letter = DEAD_LETTERS.to_owned();
         queue.identity.key = vec![Source::Header(KEY_HEADER.to_owned())];
-        let handler = Charge {
-            plan: Arc::clone(plan),
-            ledger: Arc::clone(ledger),
-        };
+        let handler = Charge { plan: Arc::clone(plan), ledger: Arc::clone(ledger) };
         let worker = Worker::new(options).queue_with(queue, handler);
         let draining = self.draining.clone().cancelled_owned();
         self.runtime.spawn(worker.run_until(draining));

@@ -96,16 +96,9 @@ impl Ledger {
                 key.numbers.push(number);
             }
         }
-        let book = Book {
-            orders: vec![Entry::default(); plan.orders().len()],
-            keys,
-            ..Book::default()
-        };
-        Self {
-            plan,
-            book: Mutex::new(book),
-            ended: watch::Sender::new(0),
-        }
+        let book =
+            Book { orders: vec![Entry::default(); plan.orders().len()], keys, ..Book::default() };
+        Self { plan, book: Mutex::new(book), ended: watch::Sender::new(0) }
     }
 
     /// The broker has confirmed a publish of this order.
@@ -135,11 +128,7 @@ impl Ledger {
             }
         }
         drop(book);
-        Run {
-            ledger: self,
-            number,
-            end: RunEnd::Cut,
-        }
+        Run { ledger: self, number, end: RunEnd::Cut }
     }
 
     /// The broker got an ack for a delivery of this order.
@@ -260,8 +249,7 @@ impl Ledger {
     }
 
     fn is_invalid(&self, number: usize) -> bool {
-        self.order(number)
-            .is_some_and(|order| order.kind == Kind::Invalid)
+        self.order(number).is_some_and(|order| order.kind == Kind::Invalid)
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {

@@ -87,11 +87,7 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
             } else {
                 print(&report);
             }
-            if report.ok {
-                Exit::Ok.into()
-            } else {
-                Exit::Failed.into()
-            }
+            if report.ok { Exit::Ok.into() } else { Exit::Failed.into() }
         }
         Err(failed) => {
             complain(&failed);
@@ -166,13 +162,7 @@ async fn demo(
     let plan = Arc::new(Plan::new(size, seed, Clock::default().now_ms()));
     let ledger = Arc::new(Ledger::new(Arc::clone(&plan)));
     let observed = ObservedBroker::new(Arc::clone(&broker), Arc::clone(&plan), Arc::clone(&ledger));
-    let setup = Setup {
-        broker: Arc::new(observed),
-        plan,
-        ledger,
-        store,
-        metrics,
-    };
+    let setup = Setup { broker: Arc::new(observed), plan, ledger, store, metrics };
     announce(args, &*broker, setup.plan.sequence().len(), seed);
     let report = Report {
         seed,
@@ -241,11 +231,7 @@ fn announce(args: &DemoArgs, broker: &dyn Broker, published: usize, seed: u64) {
 
 fn start_log(verbose: bool) {
     // lapin calls every lost connection an error, and here they are lost on purpose.
-    let filter = if verbose {
-        "error,onceward=info,lapin=off"
-    } else {
-        "off,onceward=error"
-    };
+    let filter = if verbose { "error,onceward=info,lapin=off" } else { "off,onceward=error" };
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr);

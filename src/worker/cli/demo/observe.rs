@@ -65,15 +65,8 @@ struct Outstanding {
 
 impl ObservedBroker {
     pub(super) fn new(inner: Arc<dyn Broker>, plan: Arc<Plan>, ledger: Arc<Ledger>) -> Self {
-        let observer = Observer {
-            plan,
-            ledger,
-            seen: Mutex::default(),
-        };
-        Self {
-            inner,
-            observer: Arc::new(observer),
-        }
+        let observer = Observer { plan, ledger, seen: Mutex::default() };
+        Self { inner, observer: Arc::new(observer) }
     }
 
     /// Ends every open session as a lost connection does; the broker takes back what was not acked.
@@ -124,24 +117,13 @@ impl Observer {
         let mut seen = self.lock();
         seen.sessions_ever += 1;
         let number = seen.sessions_ever;
-        let open = Open {
-            cut: cut.clone(),
-            outstanding: BTreeMap::new(),
-        };
+        let open = Open { cut: cut.clone(), outstanding: BTreeMap::new() };
         seen.sessions.insert(number, open);
         drop(seen);
-        let watched = Arc::new(Watched {
-            observer: Arc::clone(self),
-            number,
-            cut,
-            address,
-        });
+        let watched = Arc::new(Watched { observer: Arc::clone(self), number, cut, address });
         Session {
             deliveries: watch_deliveries(session.deliveries, Arc::clone(&watched)),
-            acks: Box::new(ObservedAcks {
-                inner: session.acks,
-                watched,
-            }),
+            acks: Box::new(ObservedAcks { inner: session.acks, watched }),
         }
     }
 
@@ -153,10 +135,7 @@ impl Observer {
         seen.traffic.redelivered += u64::from(delivery.redelivered);
         let delivered_at = Instant::now();
         if let Some(open) = seen.sessions.get_mut(&session) {
-            let delivery_seen = Outstanding {
-                order,
-                delivered_at,
-            };
+            let delivery_seen = Outstanding { order, delivered_at };
             open.outstanding.insert(delivery.tag, delivery_seen);
         }
     }
@@ -175,9 +154,7 @@ impl Observer {
             open.outstanding.remove(&tag).into_iter().collect()
         };
         seen.traffic.acked += acked.len() as u64;
-        let waited = acked
-            .iter()
-            .map(|delivery| now.duration_since(delivery.delivered_at));
+        let waited = acked.iter().map(|delivery| now.duration_since(delivery.delivered_at));
         seen.delivery_to_ack.extend(waited);
         drop(seen);
         let orders = acked.into_iter().filter_map(|delivery| delivery.order);
@@ -286,11 +263,7 @@ mod tests {
     use crate::{Declare, MemoryBroker, Owner};
 
     async fn fixture() -> (ObservedBroker, Arc<Ledger>) {
-        let size = Size {
-            orders: 10,
-            keys: 1,
-            duplicates: 0.0,
-        };
+        let size = Size { orders: 10, keys: 1, duplicates: 0.0 };
         let plan = Arc::new(Plan::new(size, 1, 1));
         let ledger = Arc::new(Ledger::new(Arc::clone(&plan)));
         let memory = MemoryBroker::new();
@@ -340,10 +313,7 @@ mod tests {
         next(&mut first).await.expect("a delivery");
         broker.cut();
         assert!(first.acks.ack(1, false).await.is_err());
-        assert!(matches!(
-            next(&mut first).await,
-            Err(BrokerError::Lost { .. })
-        ));
+        assert!(matches!(next(&mut first).await, Err(BrokerError::Lost { .. })));
         assert!(first.deliveries.next().await.is_none());
         assert_eq!(broker.traffic().sessions_open, 0);
         drop(first);

@@ -67,11 +67,7 @@ impl Plan {
         let mut random = fastrand::Rng::with_seed(seed);
         let orders = orders(size, &mut random);
         let sequence = sequence(size, &mut random);
-        Self {
-            orders,
-            sequence,
-            id_prefix: format!("demo-{seed}-{run:x}-"),
-        }
+        Self { orders, sequence, id_prefix: format!("demo-{seed}-{run:x}-") }
     }
 
     /// The orders by number, from 0.
@@ -145,13 +141,7 @@ fn orders(size: Size, random: &mut fastrand::Rng) -> Vec<Order> {
         })
     };
     let orders = keys.into_iter().zip(kinds);
-    orders
-        .map(|(key, kind)| Order {
-            key,
-            place: place(key),
-            kind,
-        })
-        .collect()
+    orders.map(|(key, kind)| Order { key, place: place(key), kind }).collect()
 }
 
 fn sequence(size: Size, random: &mut fastrand::Rng) -> Vec<usize> {
@@ -173,19 +163,11 @@ fn sequence(size: Size, random: &mut fastrand::Rng) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size {
-        orders: 5_000,
-        keys: 70,
-        duplicates: 0.3,
-    };
+    const SIZE: Size = Size { orders: 5_000, keys: 70, duplicates: 0.3 };
 
     #[test]
     fn a_seed_gives_the_same_messages_each_time() {
-        let (a, b, other) = (
-            Plan::new(SIZE, 7, 1),
-            Plan::new(SIZE, 7, 1),
-            Plan::new(SIZE, 8, 1),
-        );
+        let (a, b, other) = (Plan::new(SIZE, 7, 1), Plan::new(SIZE, 7, 1), Plan::new(SIZE, 8, 1));
         assert_eq!((&a.orders, &a.sequence), (&b.orders, &b.sequence));
         assert_ne!(a.sequence, other.sequence);
         assert_eq!(a.message(4_999, "q"), b.message(4_999, "q"));

@@ -25,11 +25,7 @@ impl Progress {
             }
             bar
         });
-        Self {
-            total,
-            told_tenths: 0,
-            bar,
-        }
+        Self { total, told_tenths: 0, bar }
     }
 
     /// So many orders have ended.

@@ -100,16 +100,8 @@ impl Report {
             ("published", thousands(self.published), "with the twins"),
             ("delivered", thousands(self.delivered), "by the broker"),
             ("redelivered", thousands(self.redelivered), "of these"),
-            (
-                "broken",
-                times(self.connection_losses, ""),
-                "connections lost",
-            ),
-            (
-                "torn down",
-                times(self.teardowns, ""),
-                "runtimes, without drain",
-            ),
+            ("broken", times(self.connection_losses, ""), "connections lost"),
+            ("torn down", times(self.teardowns, ""), "runtimes, without drain"),
             (
                 "done",
                 thousands(self.done),
@@ -126,16 +118,8 @@ impl Report {
             ("effects doubled", thousands(self.effects_doubled), ""),
             ("lost", thousands(self.lost), ""),
             ("order violations", thousands(self.order_violations), ""),
-            (
-                "p50",
-                ms(self.delivery_to_ack_p50_ms),
-                "from delivery to ack",
-            ),
-            (
-                "p99",
-                ms(self.delivery_to_ack_p99_ms),
-                "from delivery to ack",
-            ),
+            ("p50", ms(self.delivery_to_ack_p50_ms), "from delivery to ack"),
+            ("p99", ms(self.delivery_to_ack_p99_ms), "from delivery to ack"),
             ("syncs", thousands(self.syncs), ""),
         ]
     }
@@ -144,11 +128,7 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, number, remark) in self.rows() {
-            writeln!(
-                f,
-                "{}",
-                format!("{name:<18}{number:>10}  {remark}").trim_end()
-            )?;
+            writeln!(f, "{}", format!("{name:<18}{number:>10}  {remark}").trim_end())?;
         }
         let (per_sync, seconds) = (self.records_per_sync, self.seconds);
         writeln!(f, "{:<18}{per_sync:>10.1}", "records per sync")?;
@@ -211,11 +191,8 @@ mod tests {
         let report = Report::default();
         let proven = "every order had its effect once: 0 doubled, 0 lost, 0 out of order";
         assert_eq!(last(&report).as_deref(), Some(proven));
-        let report = report.judged(&Verdict {
-            doubled: vec![3],
-            lost: vec![1, 2],
-            ..Verdict::default()
-        });
+        let report =
+            report.judged(&Verdict { doubled: vec![3], lost: vec![1, 2], ..Verdict::default() });
         let failed = "FAILED: 1 orders had their effect twice, 2 orders are lost";
         assert_eq!(last(&report).as_deref(), Some(failed));
     }

@@ -5,11 +5,7 @@ use super::*;
 
 /// One key, so order number and place go together; a thousand orders, of which one is invalid.
 fn ledger() -> Ledger {
-    let size = Size {
-        orders: 1_000,
-        keys: 1,
-        duplicates: 0.0,
-    };
+    let size = Size { orders: 1_000, keys: 1, duplicates: 0.0 };
     Ledger::new(Arc::new(Plan::new(size, 1, 1)))
 }
 
@@ -35,10 +31,7 @@ fn handle(ledger: &Ledger, number: usize) {
 
 fn dead(letters: &[(usize, &[&str])]) -> BTreeMap<usize, BTreeSet<String>> {
     let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
-    letters
-        .iter()
-        .map(|(number, letters)| (*number, ids(letters)))
-        .collect()
+    letters.iter().map(|(number, letters)| (*number, ids(letters))).collect()
 }
 
 #[test]
@@ -46,11 +39,7 @@ fn a_faultless_run_has_no_faults() {
     let ledger = ledger();
     (0..1_000).for_each(|number| handle(&ledger, number));
     let verdict = ledger.judge(&dead(&[(invalid(&ledger), &["a"])]));
-    let expected = Verdict {
-        published: 1_000,
-        effects: 999,
-        ..Verdict::default()
-    };
+    let expected = Verdict { published: 1_000, effects: 999, ..Verdict::default() };
     assert_eq!(verdict, expected);
     assert_eq!(*ledger.ended().borrow(), 1_000);
     assert!(ledger.missing().is_empty());
