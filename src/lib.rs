@@ -1,4 +1,83 @@
 //! Consume RabbitMQ queues so that the effect of every message happens once.
+//!
+//! RabbitMQ delivers at least once: connections drop, consumers crash, producers repeat. A [`Worker`] remembers what
+//! was done in a store beside it, runs the messages of one key in order, and acknowledges a message only after its
+//! outcome is on stable storage. You write an async function; one process runs it, and no database server is needed.
+//!
+//! # The promise
+//!
+//! For what is delivered to the one worker that owns its queue and its store:
+//!
+//! - Nothing is lost after its ack: the outcome was written and fdatasync'ed before, and a dead letter confirmed.
+//! - A message that is done does not run again while its retention lasts, whatever is delivered.
+//! - A handler runs at least once, and never twice at a time for one message id or one key. After a crash, a timeout
+//!   or an error it runs again, so give other systems [`Context::effect_key`] to dedupe by.
+//! - Messages of one key run in delivery order, and a failing one holds back its own key only.
+//! - Every delivery ends done, as a duplicate, dead-lettered with its reason, or back at the broker.
+//! - After a failed write nothing more is acknowledged, and the worker ends with an error.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use onceward::{Context, Options, QueueOptions, Source, Worker};
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Charge {
+//!     cents: i64,
+//! }
+//!
+//! async fn on_charge(cx: &mut Context, charge: Charge) -> onceward::Result {
+//!     if charge.cents <= 0 {
+//!         return Err(onceward::reject("nothing to charge")); // Dead-lettered now.
+//!     }
+//!     // An error by `?` would be another attempt.
+//!     println!("{} cents under key {}", charge.cents, cx.effect_key("charge"));
+//!     Ok(())
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let options = Options::new("amqp://guest:guest@127.0.0.1:5672/%2f", "./onceward-data")?;
+//!     let mut charges = QueueOptions::new("charges");
+//!     charges.identity.key = vec![Source::Header("x-account".to_owned())];
+//!     Worker::new(options).queue_with(charges, on_charge).run().await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What to look at
+//!
+//! - **Running it:** [`Worker`], [`Options`] and [`QueueOptions`]; [`RunError`] says why it stopped.
+//!   [`Worker::run`] drains on SIGTERM and SIGINT, [`Worker::run_until`] touches no signals.
+//! - **Handling:** [`Handler`] for a function or a struct, [`Context`] for one attempt, [`reject`] and [`retry_after`]
+//!   for what is no ordinary error, [`Retry`] for when the next attempt is. Bodies are JSON or postcard by [`Codec`],
+//!   or raw as [`Body`].
+//! - **Telling messages apart:** [`IdentityRules`]. A [`Source`] says where the id and the ordering key are, a
+//!   [`Scope`] where an id is unique, [`OnMissingId`] and [`OnConflict`] what happens without an id and with another
+//!   body under a known one.
+//! - **Brokers:** [`AmqpBroker`] is RabbitMQ, [`MemoryBroker`] a broker in the process (the URL `memory:`);
+//!   [`Owner`] and [`Declare`] say whose the queue is and how it comes to exist. [`Worker::publisher`] publishes,
+//!   confirmed.
+//! - **The store:** [`StoreOptions`]; [`inspect`] tells what it knows of one id once its worker has stopped.
+//! - **Seeing it:** [`Health`], and [`METRICS`] for the table of all metrics. Metrics and logs go through the facades
+//!   `metrics` and `tracing`: install a recorder and a subscriber of your own, this library installs none.
+//!
+//! # Features
+//!
+//! - `worker` (default): the stock binary with its command line, configuration file, HTTP and command targets.
+//!   Without it an embedder's tree has neither clap nor axum nor reqwest.
+//! - `tls`: TLS to the broker, and to HTTP targets.
+//! - `testkit`: a simulated disk that forgets what was not synced, for tests of code that embeds a worker.
+//!
+//! It runs on Unix, as the store locks and syncs its files by Unix means.
+//!
+//! # Stack
+//!
+//! A producer can nest headers so deep that the AMQP client overflows a thread of the usual size, and the broker
+//! delivers that message again after the crash. Start your process with the environment variable `RUST_MIN_STACK` set
+//! to [`STACK_BYTES_MIN`] or more (`RUST_MIN_STACK=134217728` for a release build). It is read when the first thread
+//! starts, so a library cannot set it; the stock binary starts itself again with it.
+
 mod backoff;
 mod broker;
 mod clock;
