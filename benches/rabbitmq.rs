@@ -2,9 +2,8 @@
 //!
 //! Each subject drains a preloaded queue of persistent messages in a process of its own: `lapin-each` (prefetch 500,
 //! one ack a message), `lapin-multiple` (one `multiple` ack every 64) and `onceward` (a handler that does nothing,
-//! every
-//! outcome synced before its ack). Time runs from the first delivery to the last ack written; afterwards the queue must
-//! be empty. The subjects take turns, in another order every round.
+//! every outcome synced before its ack). Time runs from the first delivery to the last ack written; afterwards the
+//! queue must be empty. The subjects take turns, in another order every round.
 //!
 //! Needs the node of `AMQP_URL`, or starts a private one by `scripts/rabbitmq start`.
 //!

@@ -1,10 +1,9 @@
 //! What does a retained id cost in memory and on disk, and does the store stay as fast when it holds a million?
 //!
 //! Through the public API only. A first process fills a store from the in-process broker and prints a line each
-//! quarter:
-//! a rate that falls would show there. Others open the full store and an empty one; opening ends when a first message
-//! reaches its handler. What an id takes of memory is the difference between the two: the index, and those pages of the
-//! journal that sled keeps after the scan, which are all of them here whatever its cache's size.
+//! quarter: a rate that falls would show there. Others open the full store and an empty one; opening ends when a
+//! first message reaches its handler. What an id takes of memory is the difference between the two: the index, and
+//! those pages of the journal that sled keeps after the scan, which are all of them here whatever its cache's size.
 //! The feeding of the broker runs in the same process, so rates here are lower than those of `pipeline`.
 //!
 //! `cargo bench --bench store -- [--ids 1000000]`

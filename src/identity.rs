@@ -1,6 +1,6 @@
 //! Which deliveries are the same message, and which messages run in order: id, scope, key, fingerprint.
 //!
-//! Pure: the rules of a queue and a message in, an `Admission` out. An identity is 16 bytes, a hash of
+//! Pure: the rules of a queue and a message in, a `Resolved` out. An identity is 16 bytes, a hash of
 //! scope and id keyed with a random key of the store, so ids of any length cost the same, cannot be crafted
 //! to collide, and leave no personal data behind. Never looks at `redelivered` or at a producer's clock.
 

@@ -117,3 +117,8 @@ pub use crate::store::{
     StoreOptions, inspect,
 };
 pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};
+
+/// Keeps the code in the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,8 +7,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -22,6 +24,9 @@ const GROUP_MAX: usize = 256;
 
 /// Requests that may wait while a group is under way: one more group.
 const WAITING_MAX: usize = GROUP_MAX;
+
+/// How often queues that are gone are made again: each time costs a connection that others publish on.
+const ENSURE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Name in [`Health`].
 const PART: &str = "publishing connection";
@@ -128,6 +133,8 @@ pub(crate) struct PublisherTask {
     refused: BTreeSet<String>,
     requests: mpsc::Receiver<Request>,
     channel: Option<Box<dyn PublishChannel>>,
+    /// When it was opened, or last tried.
+    opened: Instant,
     reconnect: Reconnect,
     health: Health,
 }
@@ -142,6 +149,7 @@ impl PublisherTask {
             refused: BTreeSet::new(),
             requests,
             channel: None,
+            opened: Instant::now(),
             reconnect: Reconnect::default(),
             health,
         };
@@ -159,13 +167,13 @@ impl PublisherTask {
         loop {
             tokio::select! {
                 biased;
+                () = stopping.cancelled() => break,
                 // Cancel-safe: what it received is in the group only if it returned.
                 received = self.requests.recv_many(&mut group, GROUP_MAX) => {
                     if received == 0 {
                         break;
                     }
                 }
-                () = stopping.cancelled() => break,
             }
             // Whoever asked may have given up, after a timeout or in a drain: nothing is published for nobody.
             group.retain(|request: &Request| !request.answer.is_closed());
@@ -183,8 +191,10 @@ impl PublisherTask {
                 .any(|(outcome, message)| self.lost_queue(outcome, message))
             {
                 // Somebody deleted a queue that we need, or it could not be made: a new channel tries again.
-                self.channel = None;
-                self.refused.clear();
+                if self.opened.elapsed() >= ENSURE_INTERVAL {
+                    self.channel = None;
+                    self.refused.clear();
+                }
             }
             for (request, outcome) in group.drain(..).zip(published) {
                 // The requester may be gone by now; the message is out, under its stable id.
@@ -226,6 +236,8 @@ impl PublisherTask {
                 }
             }
         }
+        // What is wrong with the connection, whoever asks next finds out again.
+        self.health.clear(PART);
         Vec::new()
     }
 
@@ -247,6 +259,7 @@ impl PublisherTask {
     }
 
     async fn open(&mut self) -> Result<Box<dyn PublishChannel>, BrokerError> {
+        self.opened = Instant::now();
         let mut channel = self.broker.publish_channel().await?;
         for queue in &self.queues {
             if self.refused.contains(queue) {

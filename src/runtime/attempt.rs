@@ -2,8 +2,7 @@
 //!
 //! A failed attempt is durable before the next one starts. An attempt at a redelivered message is durable before it
 //! starts itself: a message that kills the process is counted, and ends as `crash-loop`. Whatever a handler does,
-//! panic,
-//! hang or fail, ends here as an attempt.
+//! panic, hang or fail, ends here as an attempt.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -117,15 +116,20 @@ fn death_before_restart(known: Attempts) -> Death {
     Death { reason, error: error.to_owned(), attempts: known.started }
 }
 
-/// `None` once the drain has begun.
+/// Whether a new run may start.
+fn may_run(queue: &Queue) -> bool {
+    !queue.draining.is_cancelled() && !queue.store.has_failed()
+}
+
+/// `None` once the drain has begun or the store has failed.
 async fn permit<'a>(queue: &Queue, permits: &'a Semaphore) -> Option<SemaphorePermit<'a>> {
     if let Ok(permit) = permits.try_acquire() {
-        return if queue.draining.is_cancelled() { None } else { Some(permit) };
+        return may_run(queue).then_some(permit);
     }
     tokio::select! {
         biased;
         () = queue.draining.cancelled() => None,
-        permit = permits.acquire() => permit.ok(),
+        permit = permits.acquire() => permit.ok().filter(|_| may_run(queue)),
     }
 }
 

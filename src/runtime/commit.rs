@@ -1,8 +1,7 @@
 //! Commits that end a message: what becomes durable, and what is settled when it is.
 //!
 //! The claim, and the lock of a shared identity, end with the proof and not before. A commit that is lost with the
-//! store
-//! settles nothing.
+//! store settles nothing.
 
 use std::sync::Arc;
 

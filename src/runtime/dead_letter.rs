@@ -109,7 +109,10 @@ async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
         let published = tokio::select! {
             biased;
             published = queue.publisher.publish(Arc::clone(&letter)) => published,
-            () = returned.cancelled() => return false,
+            () = returned.cancelled() => {
+                queue.health.clear(&part);
+                return false;
+            }
         };
         let refused = match published {
             Ok(()) => {
@@ -133,7 +136,10 @@ async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
         tokio::select! {
             biased;
             () = queue.draining.cancelled() => return false,
-            () = returned.cancelled() => return false,
+            () = returned.cancelled() => {
+                queue.health.clear(&part);
+                return false;
+            }
             () = tokio::time::sleep(delay) => {}
         }
     }

@@ -1,10 +1,9 @@
 //! One run at a time of an identity that several queues share.
 //!
-//! Claims belong to a queue. Under the scopes `global` and `header:NAME` the same identity can come in on two queues at
-//! once; then the second waits here until the first one's outcome is durable, and finds it on record. A guard is held
-//! by
-//! the message from before it is judged until its outcome is settled or given up; whoever holds one waits for disk,
-//! handler or broker, never for another guard.
+//! Claims belong to a queue. Under the scopes `global` and `header:NAME` the same identity can come in on two queues
+//! at once; then the second waits here until the first one's outcome is durable, and finds it on record. A guard is
+//! held by the message from before it is judged until its outcome is settled or given up; whoever holds one waits for
+//! disk, handler or broker, never for another guard.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

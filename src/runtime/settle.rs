@@ -1,8 +1,7 @@
 //! The settler: one a channel, serial, the only one that acknowledges.
 //!
 //! Takes finished tags together with the proof that their outcome is durable. A tag of another generation is counted
-//! and
-//! forgotten: the broker delivers that message again, and it will be a duplicate.
+//! and forgotten: the broker delivers that message again, and it will be a duplicate.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

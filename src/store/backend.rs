@@ -114,7 +114,7 @@ pub enum StoreError {
         /// Which row, and what is wrong with it.
         reason: String,
     },
-    /// The store was written by another version: use that one to export it.
+    /// The store was written by another version: run that one, or begin with an empty directory and a gap in memory.
     #[error("the store {path} has format {found}, this version reads format {known}", path = .path.display())]
     Format {
         /// The directory.

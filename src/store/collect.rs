@@ -1,8 +1,7 @@
 //! Removal of what is past its retention: blocks as a whole, and rows of messages that never came back.
 //!
-//! Rides in the committer's groups. Nothing is removed before its time, and no dead letter's record while the broker
-//! has
-//! not confirmed it: a redelivery in between must find the decision.
+//! Rides in the committer's groups. Nothing is removed before its time. The record of a dead letter that the broker
+//! has not confirmed is carried forward, for a month at most: a redelivery in between must find the decision.
 
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tokio::time::Instant;
 use super::backend::StoreError;
 use super::committer::Committer;
 use super::group::{COLLECT_BLOCKS_MAX, Group};
-use super::record::{self, Block, Location, QueueId};
+use super::record::{self, Block, Location, Outcome, QueueId, Record};
 use super::{Change, Rows};
 use crate::clock::duration_ms;
 
@@ -40,11 +39,8 @@ impl Committer {
                 let block: Block = record::unseal(&value).map_err(|error| {
                     self.shared.damaged(format!("block {}: {error}", location.sequence()))
                 })?;
-                let expired_ms =
-                    now_ms.checked_sub(block.committed_at_ms.saturating_add(retention_ms));
-                let forgotten = room > 0
-                    && expired_ms
-                        .is_some_and(|expired_ms| self.forget(group, location, &block, expired_ms));
+                let expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
+                let forgotten = expired && room > 0 && self.forget(group, location, &block, now_ms);
                 if !forgotten {
                     self.journal.set_oldest(queue, Some((location, block.committed_at_ms)));
                     break;
@@ -69,28 +65,28 @@ impl Committer {
         expired.collect()
     }
 
-    /// Forgets the block's records, or nothing if one of them is still needed.
+    /// Forgets the block's records, or says that one of them is still needed and goes into a later block first.
     ///
-    /// The index forgets before the disk does: a look-up never meets an entry without its block.
-    fn forget(
-        &self,
-        group: &mut Group,
-        location: Location,
-        block: &Block,
-        expired_ms: u64,
-    ) -> bool {
+    /// The index forgets before the disk does: a look-up never meets an entry without its block. For the same reason a
+    /// record that is carried forward leaves its old block only when it is found in the new one.
+    fn forget(&self, group: &mut Group, location: Location, block: &Block, now_ms: u64) -> bool {
         let mut rows = self.shared.rows();
         let Rows { pending, .. } = &mut *rows;
-        let records = block.records.iter();
-        let held: Vec<_> =
-            records.filter(|record| pending.contains_key(&record.identity)).collect();
-        if !held.is_empty() && expired_ms < duration_ms(UNFINISHED_GRACE) {
+        let is_here = |record: &&Record| {
+            pending.contains_key(&record.identity)
+                && self.shared.index.candidate(record.identity) == Some(location)
+        };
+        let (needed, given_up): (Vec<_>, Vec<_>) =
+            block.records.iter().filter(is_here).partition(|record| is_needed(record, now_ms));
+        if !needed.is_empty() {
+            // Without room now there is room in the next group.
+            let _ = needed.into_iter().all(|record| group.carry(location.queue(), record));
             return false;
         }
-        if !group.has_room_for_rows(held.len()) {
+        if !group.has_room_for_rows(given_up.len()) {
             return false;
         }
-        for record in held {
+        for record in given_up {
             pending.remove(&record.identity);
             group.batch.remove(record::pending_key(record.identity));
         }
@@ -112,9 +108,10 @@ impl Committer {
         let orphans = rows.attempts.iter().filter(|(_, attempts)| {
             let retention_ms = rows.queues.get(&attempts.queue).map_or(0, |row| row.retention_ms);
             let kept_ms = retention_ms.saturating_add(duration_ms(UNFINISHED_GRACE));
-            // Nothing came back while the worker was stopped: that time does not count.
+            // Nothing came back while the worker was stopped: that time does not count, but not for ever.
             let since_ms = attempts.updated_at_ms.max(self.opened_at_ms);
-            since_ms.saturating_add(kept_ms) <= now_ms
+            let forgotten_ms = attempts.updated_at_ms.saturating_add(kept_ms.saturating_mul(4));
+            since_ms.saturating_add(kept_ms).min(forgotten_ms) <= now_ms
         });
         for (identity, _) in orphans {
             if !group.has_room_for_rows(1) {
@@ -122,6 +119,16 @@ impl Committer {
             }
             group.batch.remove(record::attempts_key(*identity));
             group.changes.push(Change::RemoveAttempts(*identity));
+        }
+    }
+}
+
+/// Whether a redelivery may still ask for the decision on a dead letter that the broker has not confirmed.
+fn is_needed(record: &Record, now_ms: u64) -> bool {
+    match &record.outcome {
+        Outcome::Done => false,
+        Outcome::Dead(note) => {
+            note.first_seen_ms.saturating_add(duration_ms(UNFINISHED_GRACE)) > now_ms
         }
     }
 }

@@ -54,8 +54,31 @@ impl std::fmt::Debug for Committer {
     }
 }
 
-/// Whoever lets go of a message because its commit was lost must find this said already: dropped without its
-/// end, after a panic or with the whole worker, the committer has failed too.
+/// Says that the store has failed unless it is told that all went well.
+///
+/// Whoever lets go of a message because its commit was lost must find this said already: so it is declared after the
+/// commits that it covers, and dropped before them, on an error, a panic or the end of the whole worker.
+struct Unfinished(Option<Arc<Shared>>);
+
+impl Unfinished {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self(Some(Arc::clone(shared)))
+    }
+
+    fn finished(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.failed.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// The same for the commits that wait.
 impl Drop for Committer {
     fn drop(&mut self) {
         self.shared.failed.store(true, Ordering::Release);
@@ -144,6 +167,7 @@ impl Committer {
     async fn write_group(&mut self) -> Result<(), StoreError> {
         let now_ms = self.shared.clock.now_ms();
         let mut group = Group::default();
+        let gathering = Unfinished::new(&self.shared);
         while let Some(commit) = self.waiting.pop_front() {
             if let Err(commit) = group.add(commit) {
                 self.waiting.push_front(*commit);
@@ -153,6 +177,8 @@ impl Committer {
         self.collect(&mut group, now_ms).await?;
         self.collect_orphans(&mut group, now_ms);
         let Group { mut batch, blocks, told, changes, .. } = group;
+        let writing = Unfinished::new(&self.shared);
+        gathering.finished();
         let mut records = Vec::with_capacity(told.len());
         for (queue, block) in blocks
             .into_iter()
@@ -165,6 +191,7 @@ impl Committer {
             records.extend(block.identities.into_iter().map(|identity| (identity, location)));
         }
         if batch.is_empty() {
+            writing.finished();
             self.look_at_size();
             return Ok(());
         }
@@ -184,6 +211,7 @@ impl Committer {
             self.metrics.commit_seconds.record(synced.duration_since(submitted).as_secs_f64());
             on_persisted(Persisted(()));
         }
+        writing.finished();
         if synced.duration_since(self.looked_at_size) >= IDLE_INTERVAL {
             self.look_at_size();
         }
@@ -252,7 +280,8 @@ mod tests {
 
     use super::super::group::COLLECT_BLOCKS_MAX;
     use super::super::record;
-    use super::super::tests::record;
+    use super::super::record::Outcome;
+    use super::super::tests::{dead_record, record};
     use super::super::{QueueId, QueueRetention, Record, Store, StoreOptions};
     use super::*;
     use crate::clock::Clock;
@@ -340,6 +369,36 @@ mod tests {
         assert_eq!(ids, 20_000, "nothing leaves before its retention");
         fixture.clock.advance(Duration::from_millis(1));
         for _ in 0..blocks.div_ceil(COLLECT_BLOCKS_MAX) {
+            fixture.committer.write_group().await.expect("the disk is sound");
+        }
+        assert_eq!(fixture.contents().await, (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_dead_letter_that_is_not_confirmed_outlives_its_block_and_holds_back_no_other() {
+        let mut fixture = Fixture::new().await;
+        let mut dead = dead_record(7);
+        if let Outcome::Dead(note) = &mut dead.outcome {
+            note.first_seen_ms = fixture.clock.now_ms();
+        }
+        let rows = vec![Change::PutPending(dead.identity)];
+        fixture.committer.waiting.push_back(commit(fixture.queue, Some(dead.clone()), rows));
+        fixture.write((1000..3000).map(record)).await;
+        for _ in 0..3 {
+            fixture.clock.advance(RETENTION);
+            for _ in 0..20 {
+                fixture.committer.write_group().await.expect("the disk is sound");
+                let found = fixture.store.lookup(dead.identity).await.expect("it is sound");
+                assert_eq!(found.map(|found| found.record), Some(dead.clone()));
+            }
+            assert!(fixture.store.is_pending(dead.identity));
+            assert!(fixture.contents().await.0 <= 2, "only the dead one is left");
+        }
+        let rows = vec![Change::RemovePending(dead.identity)];
+        fixture.committer.waiting.push_back(commit(fixture.queue, None, rows));
+        fixture.committer.write_group().await.expect("the disk is sound");
+        fixture.clock.advance(RETENTION);
+        for _ in 0..20 {
             fixture.committer.write_group().await.expect("the disk is sound");
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));

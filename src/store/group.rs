@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch};
-use super::record::{self, BlockBuilder, QueueId};
+use super::record::{self, BlockBuilder, QueueId, Record};
 use super::{Change, Commit, OnPersisted};
 use crate::identity::Identity;
 
@@ -45,13 +45,7 @@ impl Group {
         if let Some(record) = &commit.record {
             record::encode_record(record, &mut self.encoded);
         }
-        let ops = self.batch.len() + self.blocks_count + commit.rows.len() + 1;
-        let bytes = self.batch.bytes()
-            + self.blocks_bytes
-            + commit.rows.len() * ROW_BYTES_MAX
-            + self.encoded.len()
-            + ROW_BYTES_MAX;
-        if ops > BATCH_OPS_MAX - COLLECT_OPS || bytes > BATCH_BYTES_MAX - COLLECT_BYTES {
+        if !self.has_room(commit.rows.len()) {
             assert!(!self.told.is_empty(), "a commit that no batch can hold");
             return Err(Box::new(commit));
         }
@@ -63,6 +57,27 @@ impl Group {
         }
         self.told.push((commit.submitted, commit.on_persisted));
         Ok(())
+    }
+
+    /// Writes a record once more, in the queue's last block; `false` if there is no room.
+    pub(super) fn carry(&mut self, queue: QueueId, record: &Record) -> bool {
+        record::encode_record(record, &mut self.encoded);
+        let has_room = self.has_room(0);
+        if has_room {
+            self.add_record(queue, record.identity);
+        }
+        has_room
+    }
+
+    /// Whether the encoded record and this many rows fit beside what collection may remove.
+    fn has_room(&self, rows: usize) -> bool {
+        let ops = self.batch.len() + self.blocks_count + rows + 1;
+        let bytes = self.batch.bytes()
+            + self.blocks_bytes
+            + rows * ROW_BYTES_MAX
+            + self.encoded.len()
+            + ROW_BYTES_MAX;
+        ops <= BATCH_OPS_MAX - COLLECT_OPS && bytes <= BATCH_BYTES_MAX - COLLECT_BYTES
     }
 
     fn add_record(&mut self, queue: QueueId, identity: Identity) {

@@ -99,7 +99,11 @@ impl Journal {
         let ends = self.queues.iter().map(|(id, queue)| NotedEnd {
             queue: *id,
             next_sequence: queue.next_sequence,
-            expires_at_ms: queue.newest_ms.saturating_add(retention_ms(*id)),
+            // Where everything has expired nothing is missed, whatever the clock says later.
+            expires_at_ms: match queue.oldest {
+                Some(_) => queue.newest_ms.saturating_add(retention_ms(*id)),
+                None => 0,
+            },
         });
         Note { ends: ends.collect() }
     }

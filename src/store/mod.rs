@@ -177,8 +177,7 @@ impl Store {
     }
 
     /// Whether nothing becomes durable any more, after a failed write or with the committer's end: then nothing runs
-    /// and
-    /// nothing is acknowledged.
+    /// and nothing is acknowledged.
     pub(crate) fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
     }

@@ -264,8 +264,8 @@ pub(crate) fn find_in_block(
     let Ok((committed_at_ms, records)) = postcard::take_from_bytes::<u64>(contents) else {
         return Err(UnsealError::Contents);
     };
-    // Other fields may hold the same sixteen bytes by design of a producer, so every match is looked at; a record
-    // that begins anywhere else does not decode to this identity.
+    // An identity is a keyed hash: other fields hold its sixteen bytes only by design of whoever read it in a dead
+    // letter's header. What begins there must decode as a record, and even then it names this identity.
     let found = memchr::memmem::find_iter(records, identity.as_bytes())
         .filter_map(|at| decode(records.get(at..)?))
         .find(|(record, _)| record.identity == identity);

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -23,7 +24,7 @@ pub(crate) struct SledBackend {
     path: PathBuf,
     db: sled::Db,
     /// Held for life: one process a store.
-    _lock: File,
+    lock: Arc<File>,
     /// Dropped before the thread is joined, which ends it.
     writer: Option<SyncSender<Write>>,
     thread: Option<JoinHandle<()>>,
@@ -64,7 +65,7 @@ impl SledBackend {
         Ok(Self {
             path: path.to_owned(),
             db,
-            _lock: lock,
+            lock: Arc::new(lock),
             writer: Some(writer),
             thread: Some(thread),
         })
@@ -132,9 +133,14 @@ impl Backend for SledBackend {
 
     fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
-            let path = self.path.clone();
-            let written =
-                tokio::task::spawn_blocking(move || directory::write_note(&path, &note)).await;
+            // The store stays ours until the note is written, whatever becomes of this future.
+            let (path, lock) = (self.path.clone(), Arc::clone(&self.lock));
+            let written = tokio::task::spawn_blocking(move || {
+                let written = directory::write_note(&path, &note);
+                drop(lock);
+                written
+            })
+            .await;
             let failed =
                 |error: &dyn std::fmt::Display| self.failed(format!("writing the note: {error}"));
             written.map_err(|error| failed(&error))?.map_err(|error| failed(&error))

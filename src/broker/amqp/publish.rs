@@ -25,6 +25,7 @@ use crate::broker::{BrokerError, PublishChannel, Published, same_outgoing};
 use crate::message::Message;
 
 const NOT_FOUND: u16 = 404;
+const ACCESS_REFUSED: u16 = 403;
 
 /// Opens a connection with a channel with confirms.
 pub(super) async fn open(options: &AmqpOptions) -> Result<Box<dyn PublishChannel>, BrokerError> {
@@ -193,7 +194,10 @@ impl Channeled {
     /// What the end of the channel means: an answer to a message, or the loss of the connection.
     fn refused(&self, error: &lapin::Error) -> Result<Group, BrokerError> {
         match self.progress.refusal(error) {
-            Some((NOT_FOUND, text)) => Ok(Group::Refused(Published::Unroutable(text))),
+            // Whoever may not write there now may be allowed to later: the message is not at fault.
+            Some((NOT_FOUND | ACCESS_REFUSED, text)) => {
+                Ok(Group::Refused(Published::Unroutable(text)))
+            }
             Some((_, text)) => Ok(Group::Refused(Published::Unsendable(text))),
             None => Err(self.link.place.lost("publishing", error)),
         }

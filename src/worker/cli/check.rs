@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use super::{ConfigArgs, Exit, complain, print};
 use crate::identity::Scope;
+use crate::store::MEMORY_BYTES_PER_ID;
 use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
 use crate::worker::config::units::{approximate_size, format_duration, format_size};
 use crate::worker::config::{Config, ConfigErrors, QueueConfig};
 
-/// What one id costs: the limit for the index (DESIGN, section 5), and the journal as measured with
-/// blocks of a group of 256 (118 bytes, FACTS 26).
-const BYTES_PER_ID: BytesPerId = BytesPerId { memory: 40, disk: 120 };
+/// What one id costs: the index at worst, and the journal as measured with 256 records of 56 bytes in a block.
+const BYTES_PER_ID: BytesPerId = BytesPerId { memory: MEMORY_BYTES_PER_ID, disk: 120 };
 
 /// Check the configuration, and reckon memory and disk
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -43,7 +43,7 @@ pub struct Config {
     pub store: StoreOptions,
     /// Tables `[queues.NAME]`, in the order they are written.
     pub queues: Vec<QueueConfig>,
-    /// Where metrics, health and the admin interface listen; `None` is nowhere.
+    /// Where metrics and health listen; `None` is nowhere.
     pub http_listen: Option<SocketAddr>,
     /// How long running handlers may go on after the shutdown began.
     pub drain: Duration,
