@@ -1,4 +1,4 @@
-//! Goal: whatever a producer sends, it ends as DESIGN.md section 6 says, and everything beside it is done.
+//! Goal: whatever a producer sends, it ends where the README says, and everything beside it is done.
 //!
 //! Method: the library's worker on a real broker, and the binary where the process itself is at stake. A plain client
 //! and a hand-written publisher arrange; what is asserted is what an operator finds: the dead-letter queue with all
@@ -244,7 +244,7 @@ struct Death<'a> {
     error: &'a str,
 }
 
-/// Asserts all of DESIGN.md section 7 on a dead letter.
+/// Asserts all that is promised of a dead letter.
 fn assert_dead(letter: &Delivery, death: &Death<'_>, original: &BasicProperties, body: &[u8]) {
     assert!(letter.data == body, "{} bytes of body", letter.data.len());
     let mut headers = letter.properties.headers().clone().unwrap_or_default();

@@ -85,16 +85,9 @@ async fn connect(options: &AmqpOptions, socket: Arc<Mutex<Socket>>) -> lapin::Re
     .await
 }
 
-#[cfg(unix)]
 fn second_handle(stream: &tokio::net::TcpStream) -> io::Result<TcpStream> {
     use std::os::fd::AsFd as _;
     Ok(stream.as_fd().try_clone_to_owned()?.into())
-}
-
-#[cfg(windows)]
-fn second_handle(stream: &tokio::net::TcpStream) -> io::Result<TcpStream> {
-    use std::os::windows::io::AsSocket as _;
-    Ok(stream.as_socket().try_clone_to_owned()?.into())
 }
 
 /// Shuts the socket below a connection down when it is dropped, also one that comes to be later.
