@@ -181,10 +181,9 @@ impl Queue {
         dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
         for message in &waiting {
-            let (tags, contested) = dispatch.claims.end(message.identity);
+            // Nothing contests it any more: that was of this generation too, or went with its own.
+            let (tags, _) = dispatch.claims.end(message.identity);
             returned += tags.len();
-            // Of an older generation still: none of this one is left in the claims.
-            dispatch.readmit.extend(contested);
         }
         drop(dispatch);
         self.metrics.returned.increment(returned as u64);

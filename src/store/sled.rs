@@ -2,7 +2,7 @@
 //!
 //! sled's `flush` never calls fsync: after it, this file calls fdatasync on a descriptor of sled's log that it keeps
 //! open for life. One thread writes; nothing else applies batches. Rules that its issues and our
-//! measurements teach: one tree, batches of at most 256 operations and 80 KiB, values of at most 4 KiB, no
+//! measurements teach: one tree, batches of at most 256 operations and 40 KiB, values of at most 4 KiB, no
 //! `flush_async`, no transactions, no `drop_tree`, no use after an error.
 
 use std::fs::{File, OpenOptions};

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use super::backend::{Batch, VALUE_BYTES_MAX};
+use super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, VALUE_BYTES_MAX};
 use super::record::Location;
 use super::record::{FORMAT, Meta};
 use super::sled::SledBackend;
@@ -320,4 +320,61 @@ async fn a_flipped_byte_in_the_log_is_damage_or_changes_nothing() {
         }
     }
     assert!(shortened.is_empty(), "byte and records left: {shortened:?}");
+}
+
+const LOG_CHILD: &str = "ONCEWARD_TEST_LOG_CHILD";
+
+/// sled frees a segment when its replacement is written, not when it is synced: so at most one may be written between
+/// two syncs. What it writes for one batch is counted in a process of its own, by the bytes of its write calls.
+#[test]
+fn the_largest_batches_make_less_log_than_a_segment() {
+    let child = std::process::Command::new(std::env::current_exe().expect("it runs"))
+        .args(["--exact", "store::tests::the_log_of_the_largest_batches", "--nocapture"])
+        .env(LOG_CHILD, "1")
+        .output()
+        .expect("it starts");
+    let said = String::from_utf8_lossy(&child.stdout).into_owned();
+    let worst = said.lines().find_map(|line| line.strip_prefix("worst ")?.parse::<u64>().ok());
+    let worst = worst.unwrap_or_else(|| panic!("the child has measured nothing: {said}"));
+    println!("at most {worst} bytes of log a batch");
+    assert!(worst < 512 * 1024, "{worst} bytes");
+}
+
+/// The child of the test above; without its variable it does nothing.
+#[tokio::test]
+async fn the_log_of_the_largest_batches() {
+    if std::env::var_os(LOG_CHILD).is_none() {
+        return;
+    }
+    let dir = directory();
+    let backend = bare(dir.path());
+    let blocks = BATCH_BYTES_MAX / VALUE_BYTES_MAX - 2;
+    let key = |number: usize| Location::new(QueueId(0), number as u64).key();
+    let mut worst = 0;
+    for batch in 0..300 {
+        let mut rows = Batch::default();
+        for block in 0..blocks {
+            rows.put(key(batch * blocks + block), vec![batch as u8; VALUE_BYTES_MAX - 6]);
+            // After a while as many leave as come, as collection has it.
+            if batch >= 100 {
+                rows.remove(key((batch - 100) * blocks + block));
+            }
+        }
+        // And rows of messages in trouble, anywhere in their range.
+        while rows.len() + 32 < BATCH_OPS_MAX && rows.bytes() + 64 < BATCH_BYTES_MAX {
+            let identity = Identity::from_bytes(fastrand::u128(..).to_le_bytes());
+            rows.put(record::attempts_key(identity), vec![batch as u8; 40]);
+        }
+        let before = written_bytes();
+        backend.commit(rows).await.expect("the disk is sound");
+        worst = worst.max(written_bytes() - before);
+    }
+    println!("\nworst {worst}");
+}
+
+/// Bytes that this process has handed to write calls.
+fn written_bytes() -> u64 {
+    let io = fs::read_to_string("/proc/self/io").expect("Linux");
+    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
+    line.and_then(|bytes| bytes.parse().ok()).expect("a number")
 }
