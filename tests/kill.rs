@@ -175,7 +175,8 @@ async fn twenty_kills_lose_nothing_double_nothing_and_keep_the_order_of_keys() {
     let ids: HashSet<_> = outgoing_ids.values().map(|(id, _)| id).collect();
     assert_eq!(ids.len(), distinct.len(), "no two messages share an outgoing id");
     let logged = directory.logged();
-    assert!(!logged.contains("PRECONDITION_FAILED") && !logged.contains("406"), "{logged}");
+    // The broker's 406 by its name: the number alone occurs in times.
+    assert!(!logged.contains("PRECONDITION_FAILED"), "{logged}");
     println!(
         "{MESSAGES} messages, {} ids, {} downstream ({} repeated under their id), {KILLS} kills, {:?}",
         distinct.len(),
