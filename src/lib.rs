@@ -113,7 +113,7 @@ pub use crate::runtime::{RunError, Worker};
 #[cfg(any(test, feature = "testkit"))]
 pub use crate::store::SimulatedDisk;
 pub use crate::store::{
-    DeadNote, InspectScope, Inspection, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError,
+    DeadNote, InspectScope, Inspection, Known, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError,
     StoreOptions, inspect,
 };
 pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};

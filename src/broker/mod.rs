@@ -123,11 +123,11 @@ pub trait PublishChannel: Send {
 pub enum Published {
     /// In all the queues that it was routed to, on stable storage there.
     Confirmed,
-    /// No queue is bound for it: the broker has dropped it.
+    /// No queue is bound for it, or it may not be written there: the broker has dropped it.
     Unroutable(String),
     /// The broker could not take it (a full queue, an internal error).
     Refused,
-    /// It cannot be sent as it is, at no time: too long a name, headers beyond a frame, no permission.
+    /// It cannot be sent as it is, at no time: too long a name, headers beyond a frame.
     Unsendable(String),
 }
 

@@ -41,7 +41,7 @@ pub struct Publisher {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishError {
-    /// No queue is bound for it: create the queue or the binding.
+    /// No queue is bound for it, or it may not be written there: create the queue or the binding, or grant the right.
     #[error(
         "no queue takes messages of exchange {exchange:?} with routing key {routing_key:?}: {reason}"
     )]
@@ -63,7 +63,7 @@ pub enum PublishError {
         /// The routing key.
         routing_key: String,
     },
-    /// The message cannot be sent as it is: change it, or the broker's permissions.
+    /// The message cannot be sent as it is: change it.
     #[error(
         "a message for exchange {exchange:?} with routing key {routing_key:?} cannot be sent: {reason}"
     )]

@@ -11,20 +11,7 @@ use crate::identity::ScopeName;
 #[non_exhaustive]
 pub enum Inspection {
     /// The message has an outcome.
-    Known {
-        /// How it ended.
-        outcome: Outcome,
-        /// When it did, in milliseconds since 1970.
-        committed_at_ms: u64,
-        /// When its record may be collected, in milliseconds since 1970.
-        expires_at_ms: u64,
-        /// Attempts that it took.
-        attempts: u32,
-        /// Keyed hash of type and body: comparable within one store only.
-        fingerprint: String,
-        /// Whether its dead letter still waits for the broker's confirmation.
-        dead_letter_pending: bool,
-    },
+    Known(Known),
     /// The message was tried and has no outcome yet.
     Unfinished {
         /// Attempts that were started.
@@ -34,6 +21,24 @@ pub enum Inspection {
     },
     /// There is no trace of it: never delivered, still on its first attempt, or collected.
     Unknown,
+}
+
+/// What a store knows of a message that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Known {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// When it did, in milliseconds since 1970.
+    pub committed_at_ms: u64,
+    /// When its record may be collected, in milliseconds since 1970.
+    pub expires_at_ms: u64,
+    /// Attempts that it took.
+    pub attempts: u32,
+    /// Keyed hash of type and body: comparable within one store only.
+    pub fingerprint: String,
+    /// Whether its dead letter still waits for the broker's confirmation.
+    pub dead_letter_pending: bool,
 }
 
 /// The namespace of an id that is looked for.
@@ -71,12 +76,12 @@ pub async fn inspect(
             Inspection::Unfinished { attempts: started, first_seen_ms }
         }));
     };
-    Ok(Inspection::Known {
+    Ok(Inspection::Known(Known {
         outcome: found.record.outcome,
         committed_at_ms: found.committed_at_ms,
         expires_at_ms: found.committed_at_ms.saturating_add(found.retention_ms),
         attempts: found.record.attempts,
         fingerprint: found.record.fingerprint.to_string(),
         dead_letter_pending: store.is_pending(identity),
-    })
+    }))
 }

@@ -34,11 +34,12 @@ mod tests;
 
 pub use self::backend::StoreError;
 pub(crate) use self::committer::Committer;
-pub use self::inspect::{InspectScope, Inspection, inspect};
+pub use self::inspect::{InspectScope, Inspection, Known, inspect};
 pub(crate) use self::record::{Attempts, ERROR_BYTES_MAX, QueueId, Record};
 pub use self::record::{DeadNote, Outcome, Reason};
 #[cfg(any(test, feature = "testkit"))]
 pub use self::simulated::SimulatedDisk;
+use self::sled as engine;
 
 use self::backend::Backend;
 use self::index::Index;
@@ -242,7 +243,7 @@ impl Store {
         }
     }
 
-    /// Commits rows without a record and waits until they are durable; `None` after a failure of the store.
+    /// Commits what settles nothing by itself and waits until it is durable; `None` after a failure of the store.
     pub(crate) async fn persist(
         &self,
         queue: QueueId,

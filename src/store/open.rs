@@ -14,7 +14,7 @@ use super::committer::{COMMITS_WAITING_MAX, Committer};
 use super::index::Index;
 use super::journal::{Journal, Note};
 use super::record::{self, Attempts, Block, FORMAT, Location, Meta, QueueId, QueueRow};
-use super::{QueueRetention, Rows, Shared, Store, StoreOptions};
+use super::{QueueRetention, Rows, Shared, Store, StoreOptions, engine};
 use crate::identity::HashKey;
 
 /// Rows read at a time while scanning.
@@ -74,8 +74,7 @@ async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreE
 
 async fn open_sled(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
     let (path, cache_bytes) = (options.path.clone(), options.cache_bytes);
-    let opened =
-        tokio::task::spawn_blocking(move || super::sled::SledBackend::open(&path, cache_bytes));
+    let opened = tokio::task::spawn_blocking(move || engine::SledBackend::open(&path, cache_bytes));
     match opened.await {
         Ok(opened) => Ok(Arc::new(opened?)),
         Err(panicked) => Err(StoreError::Damaged {
@@ -147,8 +146,13 @@ impl Opening<'_> {
         let mut ids = Vec::with_capacity(queues.len());
         for queue in queues {
             let known = rows.queues.iter().find(|(_, row)| row.name == queue.name);
-            let next = rows.queues.keys().next_back().map_or(0, |last| last.0 + 1);
-            let id = known.map_or(QueueId(next), |(id, _)| *id);
+            let next = rows.queues.keys().next_back().map_or(Some(0), |last| last.0.checked_add(1));
+            let Some(id) = known.map(|(id, _)| *id).or_else(|| next.map(QueueId)) else {
+                return Err(StoreError::Unusable {
+                    path: self.options.path.clone(),
+                    reason: format!("no number is left for queue {:?}", queue.name),
+                });
+            };
             let row: QueueRow = queue.row();
             if batch.len() == BATCH_OPS_MAX {
                 // No need to be atomic: a crash between leaves queues that are numbered the same way again.

@@ -12,9 +12,9 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Batch, VALUE_BYTES_MAX};
+use super::engine::SledBackend;
 use super::record::Location;
 use super::record::{FORMAT, Meta};
-use super::sled::SledBackend;
 use super::*;
 use crate::identity::{Fingerprint, ID_BYTES_MAX};
 

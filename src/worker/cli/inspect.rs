@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{ConfigArgs, Exit, complain, print, tokio_runtime};
 use crate::identity::Scope;
 use crate::message::escape;
-use crate::store::{InspectScope, Inspection, Outcome, StoreError, inspect};
+use crate::store::{InspectScope, Inspection, Known, Outcome, StoreError, inspect};
 use crate::worker::config::Config;
 
 /// Options of `onceward inspect`.
@@ -94,15 +94,9 @@ fn scope<'a>(args: &'a InspectArgs, config: &'a Config) -> Result<InspectScope<'
 fn as_text(args: &InspectArgs, found: &Inspection) -> String {
     let id = escape(args.id.as_bytes());
     match found {
-        Inspection::Known {
-            outcome,
-            attempts,
-            fingerprint,
-            committed_at_ms,
-            expires_at_ms,
-            dead_letter_pending,
-        } => {
-            let (committed, expires) = (time(*committed_at_ms), time(*expires_at_ms));
+        Inspection::Known(known) => {
+            let Known { outcome, attempts, fingerprint, dead_letter_pending, .. } = known;
+            let (committed, expires) = (time(known.committed_at_ms), time(known.expires_at_ms));
             let ended = match outcome {
                 Outcome::Done => "done".to_owned(),
                 Outcome::Dead(note) => {
@@ -138,15 +132,9 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
 
 fn as_json(found: &Inspection) -> serde_json::Value {
     match found {
-        Inspection::Known {
-            outcome,
-            attempts,
-            fingerprint,
-            committed_at_ms,
-            expires_at_ms,
-            dead_letter_pending,
-        } => {
-            let (committed, expires) = (time(*committed_at_ms), time(*expires_at_ms));
+        Inspection::Known(known) => {
+            let Known { outcome, attempts, fingerprint, dead_letter_pending, .. } = known;
+            let (committed, expires) = (time(known.committed_at_ms), time(known.expires_at_ms));
             let mut json = json!({
                 "known": true, "outcome": "done", "when": committed, "expires": expires,
                 "attempts": attempts, "fingerprint": fingerprint,

@@ -123,7 +123,7 @@ async fn publish(config: &Config, message: Message) -> anyhow::Result<()> {
     match published.first() {
         Some(Published::Confirmed) => Ok(()),
         Some(Published::Unroutable(reason)) => Err(anyhow!(
-            "there is no queue {queue:?} ({reason}); create it, or start a worker with \
+            "queue {queue:?} does not take it ({reason}); create it, or start a worker with \
              declare = \"classic\" or \"quorum\""
         )),
         Some(Published::Refused) => Err(anyhow!("the broker refused it; is queue {queue:?} full?")),
