@@ -1,24 +1,30 @@
-//! What a handler sees and says: the context of one attempt, and the error that decides what comes next.
+//! Handlers: what runs for a message, and the error that decides what comes next.
 //!
-//! A handler gets a borrowed [`Context`], so nothing can be staged after its commit. Silence is no success:
-//! only `Ok(())` makes a message Done.
+//! Silence is no success: only `Ok` makes a message Done. A handler's types are taken in here, so that the runtime
+//! knows messages and bytes only.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use serde::Serialize;
 
-use crate::identity::{self, ScopeName};
-use crate::message::{Headers, Key, Message, MessageId, Properties, cut};
-use crate::payload::{Codec, DecodeError, FromMessage};
+use crate::batch::ErasedBatchHandler;
+use crate::context::Context;
+use crate::effects::{EffectError, State};
+use crate::message::cut;
+use crate::payload::{Codec, DecodeError, FromMessage, Reply, encode_result};
 
 /// What a handler returns.
 pub type Result<T = (), E = HandleError> = std::result::Result<T, E>;
 
 /// Handles messages of type `M`: an `async fn(&mut Context, M) -> Result`, or a struct that holds what it needs.
+///
+/// A value of type `R` that it returns is kept with the record of the message; see [`OnDuplicate`](crate::OnDuplicate).
 ///
 /// The future must be `Send`. It is dropped when the attempt's timeout passes or the drain deadline ends,
 /// so it must be safe to cancel at any await.
@@ -42,132 +48,103 @@ pub type Result<T = (), E = HandleError> = std::result::Result<T, E>;
     message = "`{Self}` does not handle `{M}`",
     label = "needs `async fn(&mut onceward::Context, {M}) -> onceward::Result` or `impl Handler<{M}>`"
 )]
-pub trait Handler<M>: Send + Sync + 'static {
+pub trait Handler<M, R = ()>: Send + Sync + 'static {
     /// Runs once per attempt; never twice at a time for one message id or one key.
     ///
     /// # Errors
     ///
     /// Any `std::error::Error` by `?` retries with backoff; [`reject`] dead-letters now; [`retry_after`]
     /// sets the delay. A panic or a timeout is an attempt.
-    fn handle(&self, cx: &mut Context, message: M) -> impl Future<Output = Result> + Send;
+    fn handle(&self, cx: &mut Context, message: M) -> impl Future<Output = Result<R>> + Send;
 }
 
-/// An `async fn(&mut Context, M) -> Result`; implemented for every such function.
-pub trait HandlerFn<'a, M>: Fn(&'a mut Context, M) -> Self::Future {
+/// An `async fn(&mut Context, M) -> Result<R>`; implemented for every such function.
+pub trait HandlerFn<'a, M, R>: Fn(&'a mut Context, M) -> Self::Future {
     /// What the function returns.
-    type Future: Future<Output = Result> + Send + 'a;
+    type Future: Future<Output = Result<R>> + Send + 'a;
 }
 
-impl<'a, M, F, Fut> HandlerFn<'a, M> for F
+impl<'a, M, R, F, Fut> HandlerFn<'a, M, R> for F
 where
     F: Fn(&'a mut Context, M) -> Fut,
-    Fut: Future<Output = Result> + Send + 'a,
+    Fut: Future<Output = Result<R>> + Send + 'a,
 {
     type Future = Fut;
 }
 
-impl<M, F> Handler<M> for F
+impl<M, R, F> Handler<M, R> for F
 where
-    F: for<'a> HandlerFn<'a, M> + Send + Sync + 'static,
+    F: for<'a> HandlerFn<'a, M, R> + Send + Sync + 'static,
 {
-    fn handle(&self, cx: &mut Context, message: M) -> impl Future<Output = Result> + Send {
+    fn handle(&self, cx: &mut Context, message: M) -> impl Future<Output = Result<R>> + Send {
         self(cx, message)
     }
 }
 
-/// One attempt at one message, as its handler sees it.
-#[derive(Debug)]
-pub struct Context {
-    pub(crate) message: Arc<Message>,
-    pub(crate) queue: Arc<str>,
-    pub(crate) id: MessageId,
-    pub(crate) scope: ScopeName,
-    pub(crate) key: Option<Key>,
-    pub(crate) attempt: u32,
-    pub(crate) redelivered: bool,
-    pub(crate) deadline: Instant,
+/// An `async fn(&mut S, &mut Context, M) -> Result<R>`; implemented for every such function.
+pub trait StatefulFn<'a, S: 'a, M, R>: Fn(&'a mut S, &'a mut Context, M) -> Self::Future {
+    /// What the function returns.
+    type Future: Future<Output = Result<R>> + Send + 'a;
 }
 
-impl Context {
-    /// The id of the message.
-    #[must_use]
-    pub const fn id(&self) -> &MessageId {
-        &self.id
-    }
+impl<'a, S: 'a, M, R, F, Fut> StatefulFn<'a, S, M, R> for F
+where
+    F: Fn(&'a mut S, &'a mut Context, M) -> Fut,
+    Fut: Future<Output = Result<R>> + Send + 'a,
+{
+    type Future = Fut;
+}
 
-    /// The ordering key; `None` if the message has none and is ordered with no other.
-    #[must_use]
-    pub const fn key(&self) -> Option<&Key> {
-        self.key.as_ref()
-    }
+/// A handler in the form of an actor: it gets the state of its key to change, and what it leaves there is committed
+/// with the message.
+///
+/// A key without a state has `S::default()`. The state is loaded and saved by [`Context::state`] and
+/// [`Context::set_state`], with their errors.
+///
+/// ```no_run
+/// # use onceward::{Context, Options, QueueOptions, Source, Worker, stateful};
+/// async fn on_deposit(balance: &mut i64, cx: &mut Context, cents: i64) -> onceward::Result {
+///     *balance += cents;
+///     cx.publish("billing", "balance.changed", balance)?;
+///     Ok(())
+/// }
+///
+/// # async fn run(options: Options, deposits: QueueOptions) -> Result<(), onceward::RunError> {
+/// Worker::new(options).queue_with(deposits, stateful(on_deposit)).run().await
+/// # }
+/// ```
+pub const fn stateful<S, M, R, F>(handler: F) -> Stateful<F, S>
+where
+    F: for<'a> StatefulFn<'a, S, M, R> + Send + Sync + 'static,
+    S: State + Default + Send + 'static,
+{
+    Stateful { handler, state: PhantomData }
+}
 
-    /// The queue that it was consumed from.
-    #[must_use]
-    pub fn queue(&self) -> &str {
-        &self.queue
-    }
+/// What [`stateful`] makes of a function.
+pub struct Stateful<F, S> {
+    handler: F,
+    state: PhantomData<fn(S)>,
+}
 
-    /// Which attempt this is, counted from 1; survives restarts.
-    ///
-    /// A run cut short by a crash counts too, from the second delivery on.
-    #[must_use]
-    pub const fn attempt(&self) -> u32 {
-        self.attempt
+impl<F, S> fmt::Debug for Stateful<F, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stateful { .. }")
     }
+}
 
-    /// Whether the broker says that it delivered the message before; says nothing about producers' twins.
-    #[must_use]
-    pub const fn redelivered(&self) -> bool {
-        self.redelivered
-    }
-
-    /// The application headers.
-    #[must_use]
-    pub fn headers(&self) -> &Headers {
-        &self.message.properties.headers
-    }
-
-    /// All properties.
-    #[must_use]
-    pub fn properties(&self) -> &Properties {
-        &self.message.properties
-    }
-
-    /// The whole message.
-    #[must_use]
-    pub fn message(&self) -> &Message {
-        &self.message
-    }
-
-    /// The key by which another system can dedupe the effect `name` of this message.
-    ///
-    /// 32 hexadecimal digits, the same in every attempt, after every restart, and on another store. Send it as
-    /// `Idempotency-Key`, or make it a unique column.
-    #[must_use]
-    pub fn effect_key(&self, name: &str) -> String {
-        identity::effect_key(&self.scope, &self.id, name)
-    }
-
-    /// When this attempt is cut off.
-    #[must_use]
-    pub const fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// The first attempt at `message`, from queue `orders`, with its message-id as the id.
-    #[cfg(test)]
-    pub(crate) fn for_tests(message: Message) -> Self {
-        let id = message.properties.message_id.clone().unwrap_or_default();
-        Self {
-            message: Arc::new(message),
-            queue: "orders".into(),
-            id: MessageId::new(id),
-            scope: ScopeName::queue("orders"),
-            key: None,
-            attempt: 1,
-            redelivered: false,
-            deadline: tokio::time::Instant::now().into_std() + Duration::from_secs(30),
-        }
+impl<M, R, F, S> Handler<M, R> for Stateful<F, S>
+where
+    F: for<'a> StatefulFn<'a, S, M, R> + Send + Sync + 'static,
+    S: State + Default + Send + 'static,
+    M: Send,
+    R: Send,
+{
+    async fn handle(&self, cx: &mut Context, message: M) -> Result<R> {
+        let mut state: S = cx.state()?.unwrap_or_default();
+        let result = (self.handler)(&mut state, cx, message).await?;
+        cx.set_state(&state)?;
+        Ok(result)
     }
 }
 
@@ -217,8 +194,17 @@ pub fn retry_after(delay: Duration, error: impl Into<Box<dyn Error + Send + Sync
 
 /// A handler with its message type and codec taken in, as the runtime holds it.
 pub(crate) trait ErasedHandler: Send + Sync {
-    fn call<'a>(&'a self, cx: &'a mut Context)
-    -> BoxFuture<'a, std::result::Result<(), CallError>>;
+    fn call<'a>(&'a self, cx: &'a mut Context) -> BoxFuture<'a, Called>;
+}
+
+/// The encoded result, if the handler returned a value.
+pub(crate) type Called = std::result::Result<Option<Reply>, CallError>;
+
+/// A handler of either kind.
+#[derive(Clone)]
+pub(crate) enum AnyHandler {
+    Single(Arc<dyn ErasedHandler>),
+    Batch(Arc<dyn ErasedBatchHandler>),
 }
 
 /// Why a call did not finish.
@@ -227,26 +213,37 @@ pub(crate) enum CallError {
     Handle(HandleError),
 }
 
-pub(crate) struct Erased<H, M> {
+pub(crate) struct Erased<H, M, R> {
     handler: H,
     codec: Codec,
-    message: std::marker::PhantomData<fn(M)>,
+    types: PhantomData<fn(M) -> R>,
 }
 
-impl<H, M> Erased<H, M> {
+impl<H, M, R> Erased<H, M, R> {
     pub(crate) const fn new(handler: H, codec: Codec) -> Self {
-        Self { handler, codec, message: std::marker::PhantomData }
+        Self { handler, codec, types: PhantomData }
     }
 }
 
-impl<H: Handler<M>, M: FromMessage + Send + 'static> ErasedHandler for Erased<H, M> {
-    fn call<'a>(
-        &'a self,
-        cx: &'a mut Context,
-    ) -> BoxFuture<'a, std::result::Result<(), CallError>> {
+impl<H, M, R> ErasedHandler for Erased<H, M, R>
+where
+    H: Handler<M, R>,
+    M: FromMessage + Send + 'static,
+    R: Serialize + Send + 'static,
+{
+    fn call<'a>(&'a self, cx: &'a mut Context) -> BoxFuture<'a, Called> {
         Box::pin(async move {
             let message = M::from_message(&cx.message, self.codec).map_err(CallError::Decode)?;
-            self.handler.handle(cx, message).await.map_err(CallError::Handle)
+            let result = self.handler.handle(cx, message).await.map_err(CallError::Handle)?;
+            let bytes_max = cx.limits.result_bytes_max;
+            let what = || "the result of the handler".to_owned();
+            let encoded = encode_result(result, self.codec, bytes_max).map_err(|error| {
+                EffectError::of_encoding(error, what(), || EffectError::ResultTooLarge {
+                    what: what(),
+                    bytes_max,
+                })
+            });
+            encoded.map_err(|error| CallError::Handle(error.into()))
         })
     }
 }
@@ -285,13 +282,25 @@ mod tests {
         Ok(())
     }
 
-    fn accepts<M>(_: impl Handler<M>) {}
+    async fn answers(_: &mut Context, number: u32) -> Result<String> {
+        Ok(number.to_string())
+    }
+
+    async fn adds(sum: &mut i64, cx: &mut Context, number: i64) -> Result<i64> {
+        let _ = cx.id();
+        *sum += number;
+        Ok(*sum)
+    }
+
+    fn accepts<M, R>(_: impl Handler<M, R>) {}
 
     #[test]
     fn functions_closures_and_structs_are_handlers() {
         accepts(plain);
         accepts(Ledger);
         accepts(async |_: &mut Context, _: u8| Ok(()));
+        accepts(answers);
+        accepts(stateful(adds));
     }
 
     #[test]

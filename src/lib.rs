@@ -9,9 +9,11 @@
 //! For what is delivered to the one worker that owns its queue and its store:
 //!
 //! - Nothing is lost after its ack: the outcome was written and fdatasync'ed before, and a dead letter confirmed.
+//! - State of the key, outgoing messages, result and record of a message are one atomic commit: all or nothing.
 //! - A message that is done does not run again while its retention lasts, whatever is delivered.
 //! - A handler runs at least once, and never twice at a time for one message id or one key. After a crash, a timeout
-//!   or an error it runs again, so give other systems [`Context::effect_key`] to dedupe by.
+//!   or an error it runs again, so call other systems in steps: [`Context::once`].
+//! - Outgoing messages leave in commit order per key, confirmed, under ids that never change.
 //! - Messages of one key run in delivery order, and a failing one holds back its own key only.
 //! - Every delivery ends done, as a duplicate, dead-lettered with its reason, or back at the broker.
 //! - After a failed write nothing more is acknowledged, and the worker ends with an error.
@@ -51,7 +53,9 @@
 //!   [`Worker::run`] drains on SIGTERM and SIGINT, [`Worker::run_until`] touches no signals.
 //! - **Handling:** [`Handler`] for a function or a struct, [`Context`] for one attempt, [`reject`] and [`retry_after`]
 //!   for what is no ordinary error, [`Retry`] for when the next attempt is. Bodies are JSON or postcard by [`Codec`],
-//!   or raw as [`Body`].
+//!   or raw as [`Body`]. [`BatchHandler`] takes several messages of a key at once.
+//! - **Effects:** [`Context::state`] and [`State`], or [`stateful`]; [`Context::publish`] and [`Context::send`];
+//!   [`Context::once`] and its kin for calls to other systems; a value that the handler returns, by [`OnDuplicate`].
 //! - **Telling messages apart:** [`IdentityRules`]. A [`Source`] says where the id and the ordering key are, a
 //!   [`Scope`] where an id is unique, [`OnMissingId`] and [`OnConflict`] what happens without an id and with another
 //!   body under a known one.
@@ -67,7 +71,8 @@
 //! - `worker` (default): the stock binary with its command line, configuration file, HTTP and command targets.
 //!   Without it an embedder's tree has neither clap nor axum nor reqwest.
 //! - `tls`: TLS to the broker, and to HTTP targets.
-//! - `testkit`: a simulated disk that forgets what was not synced, for tests of code that embeds a worker.
+//! - `testkit`: a test kit for your own handlers, module `testkit`: a broker and a disk in memory, crashes where you
+//!   say, and `assert_idempotent`.
 //!
 //! It runs on Unix, as the store locks and syncs its files by Unix means.
 //!
@@ -79,42 +84,58 @@
 //! starts, so a library cannot set it; the stock binary starts itself again with it.
 
 mod backoff;
+mod batch;
 mod broker;
 mod clock;
+mod context;
+mod effects;
 mod handler;
 mod identity;
 mod message;
 mod options;
+mod outbox;
 mod payload;
 mod runtime;
 mod store;
 mod telemetry;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 #[cfg(feature = "worker")]
 pub mod worker;
 
 pub use crate::backoff::Retry;
+pub use crate::batch::{Batch, BatchFn, BatchHandler, BatchItem};
 pub use crate::broker::{
     AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare, Deliveries,
     Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
     Publisher, STACK_BYTES_MIN, Session, Subscription,
 };
 pub use crate::clock::Clock;
-pub use crate::handler::{Context, HandleError, Handler, HandlerFn, Result, reject, retry_after};
+pub use crate::context::Context;
+pub use crate::effects::{Asked, EffectError, OldState, State};
+pub use crate::handler::{
+    HandleError, Handler, HandlerFn, Result, Stateful, StatefulFn, reject, retry_after, stateful,
+};
 pub use crate::identity::{
-    ID_BYTES_MAX, IdentityRules, KEY_BYTES_MAX, OnMissingId, ParseSourceError, SOURCE_NAMES, Scope,
-    Source,
+    ID_BYTES_MAX, IdentityRules, KEY_BYTES_MAX, OnMissingId, ParseSourceError, SEQUENCE_MAX,
+    SOURCE_NAMES, Scope, Source,
 };
 pub use crate::message::{
     HEADER_DEPTH_MAX, HeaderValue, Headers, Key, Message, MessageId, Properties, escape,
 };
-pub use crate::options::{OnConflict, Options, QueueOptions};
-pub use crate::payload::{Body, Codec, DecodeError, FromMessage};
+pub use crate::options::{
+    BATCH_MAX, CLASSES_MAX, OnConflict, OnDuplicate, OnExpired, OnUnroutable, OptionError, Options,
+    QueueOptions, RetentionBy,
+};
+pub use crate::payload::{Body, Codec, DecodeError, FromMessage, Reply};
 pub use crate::runtime::{RunError, Worker};
 #[cfg(any(test, feature = "testkit"))]
 pub use crate::store::SimulatedDisk;
 pub use crate::store::{
-    DeadNote, InspectScope, Inspection, Known, MEMORY_BYTES_PER_ID, Outcome, Reason, StoreError,
-    StoreOptions, inspect,
+    Compacted, Damage, DeadNote, ExportError, Exported, ForgetError, ForgetNote, ForgetRequest,
+    Forgotten, ImportError, Imported, InspectScope, Inspection, Known, MEMORY_BYTES_PER_ID,
+    Outcome, QueueStats, Reason, StoreError, StoreOptions, StoreStats, Verified, Watch, compact,
+    export, forget, import, inspect, stats, verify,
 };
 pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};
 

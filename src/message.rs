@@ -8,9 +8,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// A message as a broker delivers or accepts it.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// The exchange it was published to; empty for the default exchange.
     pub exchange: String,
@@ -23,7 +24,7 @@ pub struct Message {
 }
 
 /// The properties of AMQP 0-9-1's basic class, all optional.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Properties {
     /// MIME type of the body; chooses the codec.
     pub content_type: Option<String>,
@@ -56,13 +57,18 @@ pub struct Properties {
 /// Application headers by name; of repeated names the last one counts, as in lapin.
 pub type Headers = BTreeMap<String, HeaderValue>;
 
+/// Header that carries the id of a message that we publish and whose `message-id` is somebody else's.
+///
+/// Stable over restarts, so whoever reads a dead-letter queue can dedupe by it.
+pub const OUTGOING_ID_HEADER: &str = "x-onceward-outgoing-id";
+
 /// How deep tables and arrays may nest in a header before it is cut off.
 ///
 /// A producer can nest them by the thousand, and whoever walks or drops them recurses.
 pub const HEADER_DEPTH_MAX: usize = 32;
 
 /// The value of one header.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum HeaderValue {
     /// No value.

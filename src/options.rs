@@ -1,7 +1,11 @@
 //! What an embedder chooses: broker, store, shutdown, and per queue what is consumed and how.
 //!
-//! Plain data with defaults; each component validates its own part when it is made.
+//! Plain data with defaults. What options of a queue say of each other is judged in `check`; each component validates
+//! its own part when it is made.
 
+mod check;
+
+use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +16,8 @@ use crate::broker::{AmqpBroker, AmqpOptions, AmqpUrlError, Broker, Declare, Memo
 use crate::identity::IdentityRules;
 use crate::payload::Codec;
 use crate::store::StoreOptions;
+
+pub use self::check::OptionError;
 
 /// Broker, store and shutdown of a worker.
 #[derive(Clone)]
@@ -97,6 +103,69 @@ pub struct QueueOptions {
     pub body_bytes_max: usize,
     /// How bodies are decoded.
     pub codec: Codec,
+    /// Retention by the value of a header, for messages that have it; default none.
+    pub retention_by: Option<RetentionBy>,
+    /// What happens to a message whose record has expired.
+    pub on_expired: OnExpired,
+    /// What a duplicate of a message gets whose handler returned a value.
+    pub on_duplicate: OnDuplicate,
+    /// What happens to an outgoing message that no queue takes.
+    pub on_unroutable: OnUnroutable,
+    /// Largest state of one key, in bytes; default 64 KiB.
+    pub state_bytes_max: usize,
+    /// Largest result of a handler or a step, in bytes; default 64 KiB.
+    pub result_bytes_max: usize,
+    /// Most bytes of all that one message sends; default 16 MiB, the limit of RabbitMQ 4 for one message.
+    pub outgoing_bytes_max: usize,
+    /// Most messages of a key that a batch handler gets at once, at most [`BATCH_MAX`]; default 100.
+    pub batch: NonZeroUsize,
+}
+
+/// Most messages in one batch of a key.
+pub const BATCH_MAX: usize = 100;
+
+/// Most retentions of their own that a queue can have beside its one: each is a journal in the store.
+pub const CLASSES_MAX: usize = 64;
+
+/// How long records are kept by the value of a header: short for telemetry, long for billing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetentionBy {
+    /// Name of the header, whose value is a string.
+    pub header: String,
+    /// Retention by value, at most [`CLASSES_MAX`]; a message with another value, or none, has the queue's.
+    pub values: BTreeMap<String, Duration>,
+}
+
+/// What happens to a message that arrives after its record has expired.
+///
+/// It is noticed for one more retention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnExpired {
+    /// It runs again, counted in `onceward_expired_total` (default).
+    #[default]
+    Process,
+    /// It is dead-lettered as `expired`.
+    DeadLetter,
+}
+
+/// What a duplicate of a message gets whose handler returned a value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDuplicate {
+    /// Its acknowledgement only (default).
+    #[default]
+    Ack,
+    /// The stored result, published to its `reply-to` with its correlation id; so does the first one.
+    Replay,
+}
+
+/// What happens to an outgoing message that no queue takes, or that the broker says can never be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnroutable {
+    /// It is tried again until it goes; what its key sends later waits behind it (default).
+    #[default]
+    Hold,
+    /// It goes to the dead-letter queue of the message that sent it, as `unroutable`.
+    DeadLetter,
 }
 
 impl QueueOptions {
@@ -118,6 +187,14 @@ impl QueueOptions {
             on_conflict: OnConflict::default(),
             body_bytes_max: 1024 * 1024,
             codec: Codec::default(),
+            retention_by: None,
+            on_expired: OnExpired::default(),
+            on_duplicate: OnDuplicate::default(),
+            on_unroutable: OnUnroutable::default(),
+            state_bytes_max: 64 * 1024,
+            result_bytes_max: 64 * 1024,
+            outgoing_bytes_max: 16 * 1024 * 1024,
+            batch: NonZeroUsize::MIN.saturating_add(BATCH_MAX - 1),
         }
     }
 }

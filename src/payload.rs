@@ -1,9 +1,12 @@
-//! From a message's bytes to the type a handler takes.
+//! From a message's bytes to the type a handler takes, and from values to bytes within a limit.
 //!
 //! JSON unless the content type or the queue's options say postcard; [`Body`] is the raw bytes. A body that
 //! does not decode is permanent: the message is dead-lettered on its first attempt.
 
+use std::any::Any;
+
 use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::message::Message;
@@ -24,6 +27,17 @@ pub enum Codec {
 /// The body as it came, for handlers that decode for themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body(pub Bytes);
+
+/// A result that is bytes already: whoever asked gets it as it is.
+///
+/// A handler returns it, or `Option<Reply>`, in the place of a value that is encoded by the queue's codec.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reply {
+    /// MIME type of the body.
+    pub content_type: Option<String>,
+    /// The body.
+    pub body: Bytes,
+}
 
 /// A body does not decode into the type that the handler takes.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +86,110 @@ impl<T: DeserializeOwned> FromMessage for T {
     }
 }
 
+/// Why a value was not encoded.
+#[derive(Debug)]
+pub(crate) enum EncodeError {
+    /// It is over the limit; nothing beyond the limit was encoded.
+    TooLarge,
+    Unencodable(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Codec {
+    /// Encodes a value as this codec's messages are, with their content type.
+    pub(crate) fn encode<T: Serialize + ?Sized>(
+        self,
+        value: &T,
+        bytes_max: usize,
+    ) -> Result<(Vec<u8>, &'static str), EncodeError> {
+        match self {
+            Self::ByContentType | Self::Json => {
+                Ok((encode_json(value, bytes_max)?, "application/json"))
+            }
+            Self::Postcard => Ok((encode_postcard(value, bytes_max)?, "application/postcard")),
+        }
+    }
+}
+
+/// What is kept of a handler's result: nothing of `()`, a [`Reply`] as it is, of all others their encoding.
+pub(crate) fn encode_result<R: Serialize + 'static>(
+    result: R,
+    codec: Codec,
+    bytes_max: usize,
+) -> Result<Option<Reply>, EncodeError> {
+    let any: &dyn Any = &result;
+    let raw = match (any.downcast_ref::<Reply>(), any.downcast_ref::<Option<Reply>>()) {
+        (Some(reply), _) | (_, Some(Some(reply))) => Some(reply.clone()),
+        (_, Some(None)) => return Ok(None),
+        (None, None) if any.is::<()>() => return Ok(None),
+        (None, None) => None,
+    };
+    match raw {
+        Some(reply) if reply.body.len() > bytes_max => Err(EncodeError::TooLarge),
+        Some(reply) => Ok(Some(reply)),
+        None => {
+            let (body, content_type) = codec.encode(&result, bytes_max)?;
+            Ok(Some(Reply { content_type: Some(content_type.to_owned()), body: body.into() }))
+        }
+    }
+}
+
+pub(crate) fn encode_json<T: Serialize + ?Sized>(
+    value: &T,
+    bytes_max: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut bounded = Bounded::new(bytes_max);
+    let encoded = serde_json::to_writer(&mut bounded, value);
+    bounded.finish(encoded)
+}
+
+pub(crate) fn encode_postcard<T: Serialize + ?Sized>(
+    value: &T,
+    bytes_max: usize,
+) -> Result<Vec<u8>, EncodeError> {
+    let mut bounded = Bounded::new(bytes_max);
+    let encoded = postcard::to_io(value, &mut bounded).map(drop);
+    bounded.finish(encoded)
+}
+
+/// Takes bytes up to a limit, so that a value of gigabytes is refused before it is in memory twice.
+struct Bounded {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+    is_over: bool,
+}
+
+impl Bounded {
+    const fn new(bytes_max: usize) -> Self {
+        Self { bytes: Vec::new(), bytes_max, is_over: false }
+    }
+
+    fn finish<E>(self, encoded: Result<(), E>) -> Result<Vec<u8>, EncodeError>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        match encoded {
+            Ok(()) => Ok(self.bytes),
+            Err(_) if self.is_over => Err(EncodeError::TooLarge),
+            Err(error) => Err(EncodeError::Unencodable(error.into())),
+        }
+    }
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > self.bytes_max - self.bytes.len() {
+            self.is_over = true;
+            return Err(std::io::Error::other("over the limit"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn is_postcard(content_type: Option<&str>) -> bool {
     let mime = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     ["application/postcard", "application/x-postcard", "application/vnd.postcard"]
@@ -105,6 +223,20 @@ mod tests {
         }
         assert!(<(i32, String)>::from_message(&json, Codec::Postcard).is_err());
         assert!(<(i32, String)>::from_message(&postcard, Codec::Json).is_err());
+    }
+
+    #[test]
+    fn of_a_result_is_kept_what_it_says() {
+        let json = |body: &'static str| Reply {
+            content_type: Some("application/json".to_owned()),
+            body: body.into(),
+        };
+        let raw = Reply { content_type: None, body: Bytes::from_static(b"\xff") };
+        assert_eq!(encode_result((), Codec::Json, 9).expect("small"), None);
+        assert_eq!(encode_result(None::<Reply>, Codec::Json, 9).expect("small"), None);
+        assert_eq!(encode_result(7, Codec::Json, 9).expect("small"), Some(json("7")));
+        assert_eq!(encode_result(raw.clone(), Codec::Json, 1).expect("fits"), Some(raw.clone()));
+        assert!(matches!(encode_result(Some(raw), Codec::Json, 0), Err(EncodeError::TooLarge)));
     }
 
     #[test]

@@ -10,16 +10,13 @@ const FILE_LINES_MAX: usize = 300;
 const COLUMNS_MAX: usize = 120;
 
 /// Files over the limit, with the size they may not pass. The list only shrinks: split a file, take it out.
-const OVERSIZED: &[(&str, usize)] = &[
-    ("src/broker/memory.rs", 450),
-    ("src/identity.rs", 550),
-    ("src/runtime/consumer.rs", 400),
-    ("src/store/record.rs", 350),
-];
+const OVERSIZED: &[(&str, usize)] =
+    &[("src/broker/memory.rs", 450), ("src/runtime/consumer.rs", 400)];
 
 /// Top-level modules that are the vocabulary: pure, and known to everybody.
-const VOCABULARY: &[&str] =
-    &["message", "identity", "payload", "handler", "backoff", "clock", "effects"];
+const VOCABULARY: &[&str] = &[
+    "message", "identity", "payload", "batch", "context", "effects", "handler", "backoff", "clock",
+];
 
 /// Whether code of module `from` may name `path`, which begins at the crate's root.
 fn may_name(from: &str, path: &[String]) -> bool {
@@ -33,9 +30,13 @@ fn may_name(from: &str, path: &[String]) -> bool {
         "telemetry" => vocabulary || path == ["store", "Reason"],
         "store" | "broker" => vocabulary || to == "telemetry",
         "options" => vocabulary || ["store", "broker"].contains(&to),
-        "runtime" | "outbox" => {
-            vocabulary
-                || ["store", "broker", "options", "telemetry", "outbox", "runtime"].contains(&to)
+        "outbox" => vocabulary || ["store", "broker", "options", "telemetry"].contains(&to),
+        "runtime" => {
+            vocabulary || ["store", "broker", "options", "telemetry", "outbox"].contains(&to)
+        }
+        // For users' tests: on top of all but the stock worker.
+        "testkit" => {
+            vocabulary || ["store", "broker", "options", "runtime", "telemetry"].contains(&to)
         }
         _ => false,
     }
@@ -55,7 +56,7 @@ fn the_house_rules_hold() {
             ));
         }
         // A module's tests in a file of their own are test code as a whole.
-        if !file.ends_with("/tests.rs") {
+        if !file.ends_with("/tests.rs") && !file.contains("/tests/") {
             check_size(&file, &text, &mut broken);
             check_paths(&file, &text, &mut broken);
         }

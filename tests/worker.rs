@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use onceward::{
-    Body, Broker, BrokerError, Clock, Context, Declare, HandleError, Handler, HeaderValue, Health,
-    MemoryBroker, Message, OUTGOING_ID_HEADER, OnConflict, Options, Properties, PublishChannel,
-    QueueOptions, Retry, RunError, Scope, Session, SimulatedDisk, Source, StoreOptions,
-    Subscription, Worker, reject, retry_after,
+    Body, Broker, BrokerError, Clock, Context, Declare, ForgetRequest, HandleError, Handler,
+    HeaderValue, Health, InspectScope, MemoryBroker, Message, OUTGOING_ID_HEADER, OnConflict,
+    Options, Properties, PublishChannel, Published, QueueOptions, Retry, RunError, Scope, Session,
+    SimulatedDisk, Source, StoreOptions, Subscription, Worker, forget, reject, retry_after,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -69,6 +70,8 @@ impl Handler<Body> for Recorder {
 /// A broker, a disk and a clock that outlive the workers on them.
 struct World {
     broker: MemoryBroker,
+    /// Whether the broker refuses what is published to it over a connection.
+    refuses: Arc<AtomicBool>,
     disk: SimulatedDisk,
     clock: Clock,
     recorder: Recorder,
@@ -107,6 +110,7 @@ impl World {
         options.retry = Retry { jitter: false, ..Retry::default() };
         Self {
             broker,
+            refuses: Arc::default(),
             disk: SimulatedDisk::new(),
             clock: Clock::manual(1_700_000_000_000),
             recorder: Recorder::default(),
@@ -120,7 +124,8 @@ impl World {
         store.simulated = Some(self.disk.clone());
         store.clock = self.clock.clone();
         store.size_bytes_max = self.size_bytes_max;
-        Options::with_broker(Arc::new(self.broker.clone()), store)
+        let broker = Refusing { inner: self.broker.clone(), refuses: Arc::clone(&self.refuses) };
+        Options::with_broker(Arc::new(broker), store)
     }
 
     fn worker(&self) -> Worker {
@@ -160,6 +165,60 @@ impl World {
 
     fn dead_letters(&self) -> Vec<DeadLetter> {
         self.broker.take_all(DEAD).iter().map(|message| DeadLetter::new(message)).collect()
+    }
+}
+
+/// The inner broker, which refuses what is published as long as it is told to.
+struct Refusing {
+    inner: MemoryBroker,
+    refuses: Arc<AtomicBool>,
+}
+
+impl Broker for Refusing {
+    fn consume<'a>(
+        &'a self,
+        subscription: &'a Subscription,
+    ) -> BoxFuture<'a, Result<Session, BrokerError>> {
+        self.inner.consume(subscription)
+    }
+
+    fn publish_channel(&self) -> BoxFuture<'_, Result<Box<dyn PublishChannel>, BrokerError>> {
+        Box::pin(async {
+            let inner = self.inner.publish_channel().await?;
+            let refuses = Arc::clone(&self.refuses);
+            let channel: Box<dyn PublishChannel> = Box::new(RefusingChannel { inner, refuses });
+            Ok(channel)
+        })
+    }
+
+    fn address(&self) -> String {
+        self.inner.address()
+    }
+}
+
+struct RefusingChannel {
+    inner: Box<dyn PublishChannel>,
+    refuses: Arc<AtomicBool>,
+}
+
+impl PublishChannel for RefusingChannel {
+    fn ensure_queue<'a>(&'a mut self, queue: &'a str) -> BoxFuture<'a, Result<(), BrokerError>> {
+        self.inner.ensure_queue(queue)
+    }
+
+    fn publish<'a>(
+        &'a mut self,
+        batch: &'a [Arc<Message>],
+    ) -> BoxFuture<'a, Result<Vec<Published>, BrokerError>> {
+        if self.refuses.load(Ordering::Relaxed) {
+            let answers = vec![Published::Refused; batch.len()];
+            return Box::pin(std::future::ready(Ok(answers)));
+        }
+        self.inner.publish(batch)
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        self.inner.close()
     }
 }
 
@@ -464,6 +523,85 @@ async fn a_dead_letter_that_was_not_confirmed_is_published_again_under_its_id() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_goes_on_while_its_dead_letters_wait_for_their_queue() {
+    let world = World::new();
+    world.refuses.store(true, Ordering::Relaxed);
+    for (id, body) in [("a", "reject 1"), ("b", ""), ("c", "reject 2"), ("d", "")] {
+        world.publish(id, "k", body);
+    }
+    let worker = world.start();
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(world.recorder.ids(), ["a", "b", "c", "d"]);
+    assert_eq!(world.broker.depth(QUEUE), (0, 2), "only the dead ones wait for their ack");
+    let faults = worker.health.readiness().faults;
+    let parts: Vec<_> = faults.iter().map(|(part, _)| &**part).collect();
+    assert_eq!(parts, ["dead-letter queue orders.dead"]);
+    world.refuses.store(false, Ordering::Relaxed);
+    world.settled().await;
+    let letters = world.dead_letters();
+    let bodies: Vec<_> = letters.iter().map(|letter| &*letter.body).collect();
+    assert_eq!(bodies, ["reject 1", "reject 2"], "once each, in order");
+    assert!(worker.health.readiness().is_ready());
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_a_dead_letter_s_confirmation_but_not_for_a_queue_that_refuses_it() {
+    let world = World::new();
+    let worker = world.start();
+    sleep(Duration::from_millis(10)).await;
+    world.disk.set_sync_delay(Duration::from_millis(500));
+    world.publish("a", "k", "reject no");
+    sleep(Duration::from_millis(100)).await;
+    worker.drain().await.expect("a clean drain");
+    assert_eq!((world.broker.depth(QUEUE), world.dead_letters().len()), ((0, 0), 1));
+
+    world.disk.set_sync_delay(Duration::ZERO);
+    world.refuses.store(true, Ordering::Relaxed);
+    world.publish("b", "k", "reject no");
+    let worker = world.start();
+    sleep(Duration::from_secs(300)).await;
+    let begun = Instant::now();
+    worker.drain().await.expect("a clean drain");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(world.broker.depth(QUEUE), (1, 0));
+    world.refuses.store(false, Ordering::Relaxed);
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(world.dead_letters().len(), 1);
+    assert_eq!(world.recorder.ids(), ["a", "b"]);
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_identity_that_queues_share_is_locked_until_its_dead_letter_is_confirmed() {
+    let mut world = World::new();
+    world.options.identity.scope = Scope::Global;
+    let other = QueueOptions { queue: "other".to_owned(), ..world.options.clone() };
+    world.broker.declare("other");
+    world.refuses.store(true, Ordering::Relaxed);
+    world.publish("a", "k", "reject no");
+    let message = world.broker.take_all(QUEUE).remove(0);
+    for queue in [QUEUE, "other"] {
+        let routing_key = queue.to_owned();
+        assert!(world.broker.publish(Message { routing_key, ..(*message).clone() }));
+    }
+    let worker = world
+        .worker()
+        .queue_with(world.options.clone(), world.recorder.clone())
+        .queue_with(other, world.recorder.clone());
+    let settled = async {
+        sleep(Duration::from_secs(60)).await;
+        world.refuses.store(false, Ordering::Relaxed);
+        while world.broker.stats().acked < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    worker.run_until(settled).await.expect("a clean drain");
+    assert_eq!((world.recorder.ids().len(), world.dead_letters().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_id_is_forgotten_after_its_retention_and_not_before() {
     let mut world = World::new();
     world.options.retention = Duration::from_secs(3600);
@@ -488,6 +626,7 @@ async fn a_full_store_stops_intake_and_goes_on_when_records_expire() {
     let mut world = World::new();
     world.size_bytes_max = 100_000;
     world.options.retention = Duration::from_secs(60);
+    world.options.retry.max_attempts = NonZeroU32::MIN;
     let worker = world.start();
     for number in 0..10_000 {
         world.publish(&format!("m{number}"), &format!("k{}", number % 100), "");
@@ -559,6 +698,16 @@ async fn a_queue_is_registered_once() {
         .queue_with(world.options.clone(), world.recorder.clone());
     let ended = worker.run_until(std::future::pending()).await;
     assert!(matches!(&ended, Err(RunError::Twice { queue }) if queue == QUEUE), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_options_contradict_each_other_does_not_start() {
+    let mut world = World::new();
+    world.options.retention = Duration::from_secs(60);
+    let worker = world.worker().queue_with(world.options.clone(), world.recorder.clone());
+    let ended = worker.run_until(std::future::pending()).await;
+    let Err(RunError::Options(error)) = ended else { panic!("{ended:?}") };
+    assert_eq!((error.queue.as_str(), error.option, &*error.value), (QUEUE, "retention", "60s"));
 }
 
 /// Panics wherever the runtime touches it: when it is dropped with a cut-off attempt, and when it is shown.
@@ -691,4 +840,33 @@ async fn messages_without_an_id_do_not_pile_up_while_nothing_can_be_published() 
     };
     worker.run_until(lossy).await.expect("a clean drain");
     assert_eq!(world.broker.depth(QUEUE), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_message_runs_again_though_its_number_is_done() {
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::MIN;
+    world.options.identity.id = vec![Source::Sequence {
+        producer: Box::new(Source::Header("key".to_owned())),
+        sequence: Box::new(Source::MessageId),
+    }];
+    let store = world.store_options().store;
+    for round in 1..=2 {
+        // A twin after it is no news, whether it was forgotten before or not.
+        world.publish("7", "p", "fail 1");
+        let worker = world.start();
+        world.settled().await;
+        world.publish("7", "p", "fail 1");
+        world.settled().await;
+        worker.drain().await.expect("a clean drain");
+        assert_eq!(world.recorder.ids().len(), round);
+        assert_eq!(world.dead_letters().len(), 1);
+        let request = ForgetRequest {
+            scope: InspectScope::Queue(QUEUE),
+            id: b"p/7",
+            reason: "mended",
+            dry_run: false,
+        };
+        forget(&store, request).await.expect("it is known");
+    }
 }

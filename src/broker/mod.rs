@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+pub use crate::message::OUTGOING_ID_HEADER;
 use crate::message::{HeaderValue, Message, Properties};
 
 pub(crate) mod amqp;
@@ -19,11 +20,6 @@ pub use self::amqp::{AmqpBroker, AmqpOptions, AmqpUrlError, STACK_BYTES_MIN};
 pub use self::memory::MemoryBroker;
 pub(crate) use self::publisher::PublisherTask;
 pub use self::publisher::{PublishError, Publisher};
-
-/// Header that carries the id of a message that we publish and whose `message-id` is somebody else's.
-///
-/// Stable over restarts, so whoever reads a dead-letter queue can dedupe by it.
-pub const OUTGOING_ID_HEADER: &str = "x-onceward-outgoing-id";
 
 /// A message on a channel.
 #[derive(Clone, Debug)]

@@ -10,88 +10,178 @@ use tracing::{Instrument as _, Span, field};
 
 use super::admission::Admitted;
 use super::attempt::{Ended, attempt_until_ended};
+use super::batch;
 use super::commit;
 use super::dead_letter::{self, Burial, Death};
+use super::duplicate::{self, Unrecorded};
+use super::key_memory::KeyMemory;
 use super::queue::Queue;
+use crate::batch::ErasedBatchHandler;
+use crate::handler::AnyHandler;
 use crate::identity::Identity;
 use crate::options::OnConflict;
-use crate::store::{DeadNote, Outcome, Persisted, Reason, StoreError};
+use crate::store::{DeadNote, Outcome, Persisted, Reason, ResultRow, StoreError};
 
 /// Works off the key of `first` until its mailbox is empty.
 ///
 /// # Errors
 ///
 /// The store's: nothing of the worker may go on then.
-pub(crate) async fn run(queue: Arc<Queue>, first: Admitted) -> Result<(), StoreError> {
+pub(crate) async fn run(queue: Arc<Queue>, first: Box<Admitted>) -> Result<(), StoreError> {
     let key = first.key.clone();
-    let mut next = Some(Box::new(first));
+    let mut memory = KeyMemory::default();
+    let mut next = Some(first);
     while let Some(message) = next {
-        // After a failure of the store too: the message before this one may have been let go without an outcome.
-        if queue.draining.is_cancelled() || queue.store.has_failed() {
-            queue.release(message.identity);
-        } else {
-            let span = message_span(&queue, &message);
-            work_off(&queue, message).instrument(span).await?;
+        next = match &queue.handler {
+            AnyHandler::Single(_) => {
+                work_off_or_release(&queue, message, &mut memory).await?;
+                None
+            }
+            AnyHandler::Batch(handler) => {
+                Box::pin(work_off_together(&queue, &**handler, message, &mut memory)).await?
+            }
+        };
+        if next.is_none() {
+            next = queue.next(&key).map(Box::new);
         }
-        next = queue.next(&key).map(Box::new);
     }
     Ok(())
+}
+
+async fn work_off_or_release(
+    queue: &Arc<Queue>,
+    message: Box<Admitted>,
+    memory: &mut KeyMemory,
+) -> Result<(), StoreError> {
+    // After a failure of the store too: the message before this one may have been let go without an outcome.
+    if queue.draining.is_cancelled() || queue.store.has_failed() {
+        queue.release(message.identity);
+        return Ok(());
+    }
+    let span = message_span(queue, &message);
+    work_off(queue, message, memory).instrument(span).await
+}
+
+/// Runs the message with those that wait behind it, as far as they can run together; gives the one that cannot.
+async fn work_off_together(
+    queue: &Arc<Queue>,
+    handler: &dyn ErasedBatchHandler,
+    first: Box<Admitted>,
+    memory: &mut KeyMemory,
+) -> Result<Option<Box<Admitted>>, StoreError> {
+    let key = first.key.clone();
+    let (mut together, mut left) = (Vec::new(), None);
+    let mut next = Some(first);
+    while let Some(mut message) = next {
+        if !batch::may_join(queue, &together, &mut message).await? {
+            left = Some(message);
+            break;
+        }
+        together.push(*message);
+        // The mailbox stays: while it does, no other actor works on the key.
+        next = (together.len() < queue.options.batch.get())
+            .then(|| queue.next_waiting(&key).map(Box::new))
+            .flatten();
+    }
+    if together.is_empty() {
+        together.extend(left.take().map(|message| *message));
+    }
+    if let [first, _, ..] = &*together {
+        memory.load(queue, first).await?;
+        together = batch::run_together(queue, handler, together, memory).await;
+    }
+    // One that runs alone, or those of a batch that failed.
+    for message in together {
+        work_off_or_release(queue, Box::new(message), memory).await?;
+    }
+    Ok(left)
 }
 
 /// What the store says of a message before it runs.
 enum Verdict {
     /// Never seen, or not finished.
     New,
-    /// Known and settled with this proof.
-    Known(Persisted),
+    /// Done or dead once, and forgotten by an operator: it runs, whatever else is known of it.
+    Forgotten,
+    /// Known and settled with this proof; with the result of its handler, if it returned one.
+    Known(Persisted, Option<Box<ResultRow>>),
     /// Known under another body.
     Conflict,
     /// Dead, and its dead letter is not confirmed: it stopped there before.
     Unconfirmed { note: Box<DeadNote>, attempts: u32 },
 }
 
-async fn work_off(queue: &Arc<Queue>, mut message: Box<Admitted>) -> Result<(), StoreError> {
-    if let Some(locks) = &queue.shared_identities {
+async fn work_off(
+    queue: &Arc<Queue>,
+    mut message: Box<Admitted>,
+    memory: &mut KeyMemory,
+) -> Result<(), StoreError> {
+    if let Some(locks) = &queue.shared_identities
+        && message.shared.is_none()
+    {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
     }
     let recorded = message.identity;
     match judge(queue, recorded, &message).await? {
-        Verdict::Known(proof) => {
+        Verdict::Known(proof, result) => {
             outcome("duplicate");
             queue.metrics.duplicates.increment(1);
-            queue.finish(message.identity, proof);
+            Box::pin(duplicate::settle(queue, message, proof, result)).await?;
         }
         // Rare ways are boxed: they would make every actor's task several times as large.
         Verdict::Conflict => Box::pin(work_off_conflict(queue, message)).await?,
         Verdict::Unconfirmed { note, attempts } => {
-            dead_letter::confirm(queue, Burial { message, recorded, note, attempts }).await;
+            dead_letter::confirm(queue, Burial { message, recorded, note, attempts });
         }
-        Verdict::New => work_off_new(queue, message).await,
+        Verdict::Forgotten => {
+            // Its number is done, and so its record must be what says that it is done again.
+            message.sequence = None;
+            return work_off_new(queue, message, memory).await;
+        }
+        Verdict::New => match duplicate::without_record(queue, &message) {
+            Unrecorded::New => return work_off_new(queue, message, memory).await,
+            Unrecorded::Done(proof) => {
+                outcome("duplicate");
+                queue.metrics.duplicates.increment(1);
+                Box::pin(duplicate::settle(queue, message, proof, None)).await?;
+            }
+            Unrecorded::Late(death) => {
+                outcome(death.reason.name());
+                Box::pin(dead_letter::bury(queue, message, recorded, death)).await;
+            }
+        },
     }
     Ok(())
 }
 
-async fn work_off_new(queue: &Arc<Queue>, mut message: Box<Admitted>) {
+async fn work_off_new(
+    queue: &Arc<Queue>,
+    mut message: Box<Admitted>,
+    memory: &mut KeyMemory,
+) -> Result<(), StoreError> {
     let recorded = message.identity;
     if let Some((reason, error)) = message.defect.take() {
         outcome(reason.name());
         let death = Death { reason, error, attempts: 0 };
-        return dead_letter::bury(queue, message, recorded, death).await;
+        Box::pin(dead_letter::bury(queue, message, recorded, death)).await;
+        return Ok(());
     }
-    match attempt_until_ended(queue, &message).await {
-        Ended::Done { attempts } => {
+    memory.load(queue, &message).await?;
+    match attempt_until_ended(queue, &message, memory.current()).await {
+        Ended::Done(success) => {
             outcome("done");
-            commit::done(queue, message, attempts).await;
+            commit::done(queue, message, success, memory).await;
         }
         Ended::Dead(death) => {
             outcome(death.reason.name());
-            dead_letter::bury(queue, message, recorded, death).await;
+            Box::pin(dead_letter::bury(queue, message, recorded, death)).await;
         }
         Ended::Released => {
             outcome("returned");
             queue.release(message.identity);
         }
     }
+    Ok(())
 }
 
 /// A known id with another body: on record under an identity of its own, so that it too ends once.
@@ -100,15 +190,15 @@ async fn work_off_conflict(queue: &Arc<Queue>, message: Box<Admitted>) -> Result
     queue.metrics.conflicts.increment(1);
     let recorded = queue.store.hash_key().conflict(message.identity, message.fingerprint);
     match (judge(queue, recorded, &message).await?, queue.options.on_conflict) {
-        (Verdict::Known(proof), _) => queue.finish(message.identity, proof),
+        (Verdict::Known(proof, _), _) => queue.finish(message.identity, proof),
         (Verdict::Unconfirmed { note, attempts }, _) => {
-            dead_letter::confirm(queue, Burial { message, recorded, note, attempts }).await;
+            dead_letter::confirm(queue, Burial { message, recorded, note, attempts });
         }
-        (Verdict::New | Verdict::Conflict, OnConflict::Skip) => {
+        (Verdict::New | Verdict::Forgotten | Verdict::Conflict, OnConflict::Skip) => {
             let record = commit::record(&message, recorded, 0, Outcome::Done);
             commit::settled(queue, message, Some(record), Vec::new()).await;
         }
-        (Verdict::New | Verdict::Conflict, OnConflict::DeadLetter) => {
+        (Verdict::New | Verdict::Forgotten | Verdict::Conflict, OnConflict::DeadLetter) => {
             let error = "the id is known with another body".to_owned();
             let death = Death { reason: Reason::Conflict, error, attempts: 0 };
             dead_letter::bury(queue, message, recorded, death).await;
@@ -125,6 +215,9 @@ async fn judge(
     let Some(found) = queue.store.lookup(identity).await? else {
         return Ok(Verdict::New);
     };
+    if matches!(found.record.outcome, Outcome::Forgotten(_)) {
+        return Ok(Verdict::Forgotten);
+    }
     if found.record.fingerprint != message.fingerprint {
         return Ok(Verdict::Conflict);
     }
@@ -132,7 +225,8 @@ async fn judge(
         Outcome::Dead(note) if queue.store.is_pending(identity) => {
             Ok(Verdict::Unconfirmed { note, attempts: found.record.attempts })
         }
-        Outcome::Dead(_) | Outcome::Done => Ok(Verdict::Known(found.proof)),
+        Outcome::Dead(_) | Outcome::Done => Ok(Verdict::Known(found.proof, found.record.result)),
+        Outcome::Forgotten(_) => Ok(Verdict::Forgotten),
     }
 }
 
@@ -167,7 +261,7 @@ mod tests {
     /// A task is allocated and copied for nearly every message.
     #[test]
     fn the_task_of_an_actor_stays_small() {
-        fn size_of_task<F>(_: fn(Arc<Queue>, Admitted) -> F) -> usize {
+        fn size_of_task<F>(_: fn(Arc<Queue>, Box<Admitted>) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_task(run);

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::identity_lock::IdentityGuard;
 
 use crate::broker::Delivery;
-use crate::identity::{Fingerprint, HashKey, IdError, Identity, Resolver, ScopeName};
+use crate::identity::{Fingerprint, HashKey, IdError, Identity, Resolver, ScopeName, SequenceId};
 use crate::message::{Key, Message, MessageId};
 use crate::store::Reason;
 
@@ -41,6 +41,8 @@ pub(crate) struct Admitted {
     pub(crate) key: ActorKey,
     /// `None` if the message cannot be told apart from others: its identity is random.
     pub(crate) id: Option<(MessageId, ScopeName)>,
+    /// Set if its producer numbers its messages: then a watermark, and no record, tells whether it is done.
+    pub(crate) sequence: Option<SequenceId>,
     /// Why it cannot be worked on, found before anybody looked at it.
     pub(crate) defect: Option<(Reason, String)>,
     /// Of a message without an id: cancelled when its connection is lost and the broker has it again.
@@ -98,6 +100,10 @@ impl Admission {
                 (Identity::from_bytes(random()), None)
             }
         };
+        let sequence = id.as_ref().zip(resolved.sequence).map(|((_, scope), parts)| SequenceId {
+            producer: self.hash_key.producer(scope, &parts.producer),
+            number: parts.number,
+        });
         let key = resolved.key.unwrap_or_else(|error| {
             defect.get_or_insert_with(|| (reason_of(&error), format!("ordering key: {error}")));
             None
@@ -115,6 +121,7 @@ impl Admission {
             fingerprint,
             key,
             id,
+            sequence,
             defect,
             returned,
             shared,
@@ -125,7 +132,7 @@ impl Admission {
 const fn reason_of(error: &IdError) -> Reason {
     match error {
         IdError::Missing { .. } => Reason::MissingId,
-        IdError::Type { .. } | IdError::TooLong { .. } => Reason::BadId,
+        IdError::Type { .. } | IdError::TooLong { .. } | IdError::Sequence { .. } => Reason::BadId,
     }
 }
 
@@ -228,6 +235,33 @@ pub(crate) mod tests {
         }
         let longest = with_headers(&[("x-id", HeaderValue::from("x".repeat(1024)))]);
         assert!(admit(&by_header, longest).defect.is_none());
+    }
+
+    #[test]
+    fn a_numbered_message_carries_its_producer_in_its_scope_and_its_number() {
+        let header = |name: &str| Source::Header(name.to_owned()).into();
+        let sequence = Source::Sequence { producer: header("p"), sequence: header("n") };
+        let numbered = admission(IdentityRules {
+            id: vec![sequence],
+            scope: Scope::Header("tenant".to_owned()),
+            ..IdentityRules::default()
+        });
+        let sent = |tenant: &str, producer: &str, number: HeaderValue| {
+            let headers = [("tenant", tenant.into()), ("p", producer.into()), ("n", number)];
+            admit(&numbered, with_headers(&headers))
+        };
+        let first = sent("t", "a", 1.into());
+        let (id, number) = (id_of(&first), first.sequence.map(|sequence| sequence.number));
+        assert_eq!((id, number), (Some(&b"a/1"[..]), Some(1)));
+        let producer = |admitted: Admitted| admitted.sequence.expect("a sequence").producer;
+        let of_first = producer(first);
+        assert_eq!(of_first, producer(sent("t", "a", "2".into())));
+        assert_ne!(of_first, producer(sent("u", "a", 1.into())));
+        assert_ne!(of_first, producer(sent("t", "b", 1.into())));
+        let bad = sent("t", "a", "one".into());
+        assert!(matches!(bad.defect, Some((Reason::BadId, _))));
+        assert!(bad.sequence.is_none() && bad.id.is_none());
+        assert!(admitted(1, "", 1).sequence.is_none());
     }
 
     #[test]

@@ -43,7 +43,8 @@ impl Claims {
         self.claims.len()
     }
 
-    pub(crate) fn claim(&mut self, message: &Admitted) -> Claimed {
+    /// A twin joins the claim if it `may_join`, and waits for its end if not.
+    pub(crate) fn claim(&mut self, message: &Admitted, may_join: bool) -> Claimed {
         match self.claims.get_mut(&message.identity) {
             None => {
                 let claim = Claim {
@@ -54,7 +55,7 @@ impl Claims {
                 self.claims.insert(message.identity, claim);
                 Claimed::New
             }
-            Some(claim) if claim.fingerprint == message.fingerprint => {
+            Some(claim) if may_join && claim.fingerprint == message.fingerprint => {
                 // Tags of a connection that is over are worth nothing: the broker delivers those messages again.
                 claim.tags.retain(|tag| tag.generation == message.tag.generation);
                 claim.tags.push(message.tag);
@@ -118,19 +119,19 @@ mod tests {
     #[test]
     fn twins_share_one_outcome() {
         let mut claims = Claims::default();
-        assert_eq!(claims.claim(&admitted(1, "a", 10)), Claimed::New);
-        assert_eq!(claims.claim(&admitted(1, "a", 11)), Claimed::Joined);
+        assert_eq!(claims.claim(&admitted(1, "a", 10), true), Claimed::New);
+        assert_eq!(claims.claim(&admitted(1, "a", 11), true), Claimed::Joined);
         let (tags, contested) = claims.end(admitted(1, "a", 0).identity);
         assert_eq!(tags.iter().map(|tag| tag.tag).collect::<Vec<_>>(), [10, 11]);
         assert!(contested.is_empty());
-        assert_eq!(claims.claim(&admitted(1, "a", 12)), Claimed::New);
+        assert_eq!(claims.claim(&admitted(1, "a", 12), true), Claimed::New);
     }
 
     #[test]
     fn another_body_under_the_same_id_is_kept_apart() {
         let mut claims = Claims::default();
-        assert_eq!(claims.claim(&admitted(1, "a", 10)), Claimed::New);
-        assert_eq!(claims.claim(&admitted(1, "b", 11)), Claimed::Contested);
+        assert_eq!(claims.claim(&admitted(1, "a", 10), true), Claimed::New);
+        assert_eq!(claims.claim(&admitted(1, "b", 11), true), Claimed::Contested);
         claims.contest(admitted(1, "b", 11));
         let (tags, contested) = claims.end(admitted(1, "a", 0).identity);
         assert_eq!((tags.len(), contested.len()), (1, 1));

@@ -278,7 +278,7 @@ impl Consumer {
 
     fn start(&mut self, message: Admitted) {
         if let Some(first) = self.queue.enter(message) {
-            self.actors.spawn(actor::run(Arc::clone(&self.queue), first));
+            self.actors.spawn(actor::run(Arc::clone(&self.queue), Box::new(first)));
         }
     }
 

@@ -2,26 +2,24 @@
 //!
 //! The decision comes first, so that a crash in between cannot end with the message both dead and done. The body is not
 //! stored: the broker keeps the message until the ack, and after a crash its redelivery is published again, under the
-//! same outgoing id. The key waits meanwhile; if the dead-letter queue takes nothing, that is a fault for all to see.
+//! same outgoing id. The relay publishes; the key goes on meanwhile, and only its dead letters wait for one another.
 //!
 //! A message without an id is never the same as another: nothing is on record before its dead letter is confirmed, so a
 //! lost connection or a crash in between publishes it again under another outgoing id.
 
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, FutureExt as _};
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tokio::time::Instant;
+use tracing::{Span, info};
 
 use super::admission::Admitted;
 use super::commit;
 use super::queue::Queue;
-use crate::backoff::Reconnect;
-use crate::broker::{OUTGOING_ID_HEADER, PublishError};
-use crate::clock::duration_ms;
+use super::under_way::CommitGuard;
 use crate::identity::{self, Identity};
-use crate::message::{HeaderValue, Message, cut};
-use crate::store::{Change, DeadNote, ERROR_BYTES_MAX, Outcome, Reason};
+use crate::message::{Message, cut};
+use crate::outbox::{End, Headers, Letter, Otherwise, Outgoing};
+use crate::store::{Change, Commit, DeadNote, ERROR_BYTES_MAX, Outcome, Reason, Records};
 
 /// Why and after how many attempts a message is given up.
 pub(crate) struct Death {
@@ -39,157 +37,125 @@ pub(crate) struct Burial {
     pub(crate) attempts: u32,
 }
 
-/// Records the death and brings the dead letter to its queue.
-///
-/// Boxed, as [`confirm`] is: few messages die, and every actor's task would be several times as large.
-pub(crate) fn bury(
+/// Records the death; when that is durable, the dead letter goes to its queue.
+pub(crate) async fn bury(
     queue: &Arc<Queue>,
     message: Box<Admitted>,
     recorded: Identity,
     death: Death,
-) -> BoxFuture<'_, ()> {
-    async move {
-        let Death { reason, mut error, attempts } = death;
-        cut(&mut error, ERROR_BYTES_MAX);
-        let id = message.id.as_ref().map_or_else(Vec::new, |(id, _)| id.as_bytes().to_vec());
-        let known = queue.store.attempts(message.identity);
-        let first_seen_ms =
-            known.map_or_else(|| queue.first_seen_ms(&message), |row| row.first_seen_ms);
-        let note = Box::new(DeadNote { reason, error, id, first_seen_ms });
-        if message.id.is_some() {
-            let dead = commit::record(&message, recorded, attempts, Outcome::Dead(note.clone()));
-            let rows = vec![Change::RemoveAttempts(message.identity), Change::PutPending(recorded)];
-            if queue.store.persist(queue.id, Some(dead), rows).await.is_none() {
-                return queue.release(message.identity);
-            }
-        }
-        confirm(queue, Burial { message, recorded, note, attempts }).await;
+) {
+    let Death { reason, mut error, attempts } = death;
+    cut(&mut error, ERROR_BYTES_MAX);
+    let id = message.id.as_ref().map_or_else(Vec::new, |(id, _)| id.as_bytes().to_vec());
+    let known = queue.store.attempts(message.identity);
+    let first_seen_ms =
+        known.map_or_else(|| queue.first_seen_ms(&message), |row| row.first_seen_ms);
+    let note = Box::new(DeadNote { reason, error, id, first_seen_ms });
+    let (identity, has_id) = (message.identity, message.id.is_some());
+    let dead = Outcome::Dead(note.clone());
+    let record = commit::record(&message, recorded, attempts, dead);
+    let (lane, sequence) = (queue.lane(&message.message), message.sequence);
+    let burial = Burial { message, recorded, note, attempts };
+    if !has_id {
+        return confirm(queue, burial);
     }
-    .boxed()
+    let (relay, letter) = (queue.relay.clone(), outgoing(queue, burial));
+    let mut rows = vec![Change::RemoveAttempts(identity), Change::PutPending(recorded)];
+    rows.extend(sequence.map(Change::Advance));
+    let commit = Commit {
+        queue: lane,
+        records: Records::from_elem(record, 1),
+        rows,
+        submitted: Instant::now(),
+        // This proof settles nothing: the next commit does, when the dead letter is confirmed.
+        on_persisted: Box::new(move |_| relay.send(letter)),
+    };
+    queue.store.commit(commit).await;
 }
 
-/// Publishes the dead letter until the broker confirms it, and settles the message.
-pub(crate) fn confirm(queue: &Arc<Queue>, burial: Burial) -> BoxFuture<'_, ()> {
-    async move {
-        if !publish_until_confirmed(queue, &burial).await {
-            return queue.release(burial.message.identity);
-        }
-        let Burial { message, recorded, note, attempts } = burial;
-        queue.metrics.count_dead(note.reason);
-        info!(
-            reason = note.reason.name(),
-            attempts,
-            error = note.error,
-            dead_letter_queue = queue.options.dead_letter,
-            "message is dead-lettered"
-        );
-        let (record, rows) = if message.id.is_some() {
-            (None, vec![Change::RemovePending(recorded)])
-        } else {
-            (Some(commit::record(&message, recorded, attempts, Outcome::Dead(note))), Vec::new())
-        };
-        commit::settled(queue, message, record, rows).await;
-    }
-    .boxed()
+/// Has the dead letter of a death that is on record, or of a message that cannot be, published; then it settles.
+pub(crate) fn confirm(queue: &Arc<Queue>, burial: Burial) {
+    queue.relay.send(outgoing(queue, burial));
 }
 
-/// `false` if the worker is leaving before the broker confirmed it, or if the broker has the message again anyway.
-async fn publish_until_confirmed(queue: &Queue, burial: &Burial) -> bool {
-    let part = format!("dead-letter queue {}", queue.options.dead_letter);
-    let mut delays = Reconnect::default();
-    let mut letter = Arc::new(dead_letter(queue, burial, Headers::All));
-    // A message without an id cannot be joined by its redelivery: copies would pile up behind a broker that takes none.
-    let never = CancellationToken::new();
-    let returned = burial.message.returned.as_ref().unwrap_or(&never);
-    loop {
-        if queue.store.has_failed() {
-            return false;
-        }
-        // A drain lets it finish, as it lets a running handler; its deadline drops both.
-        let published = tokio::select! {
-            biased;
-            published = queue.publisher.publish(Arc::clone(&letter)) => published,
-            () = returned.cancelled() => {
-                queue.health.clear(&part);
-                return false;
+fn outgoing(queue: &Arc<Queue>, burial: Burial) -> Outgoing {
+    let made = [Headers::All, Headers::OwnOnly].map(|which| letter(queue, &burial, which));
+    // With our own headers added, the table may be too large for a frame.
+    let [letter, own_only] = made;
+    let counted = queue.count_commit();
+    let span = Span::current();
+    Outgoing {
+        key: queue.key_of(&burial.message),
+        messages: vec![letter],
+        sender: Arc::clone(&queue.letters),
+        otherwise: Otherwise::Instead(own_only),
+        row: None,
+        // A message without an id cannot be joined by its redelivery: copies would pile up behind a broker that takes
+        // none.
+        returned: burial.message.returned.clone(),
+        on_end: Box::new(move |end| {
+            let queue = counted.queue()?;
+            match end {
+                End::Returned => {
+                    queue.release(burial.message.identity);
+                    None
+                }
+                End::Sent => {
+                    queue.metrics.count_dead(burial.note.reason);
+                    span.in_scope(|| say(&queue, &burial));
+                    Some(settling(&queue, burial, counted))
+                }
             }
-        };
-        let refused = match published {
-            Ok(()) => {
-                queue.health.clear(&part);
-                return true;
-            }
-            Err(PublishError::Closed) => return false,
-            Err(unsendable @ PublishError::Unsendable { .. }) => {
-                // With our own headers added, the table may be too large for a frame.
-                letter = Arc::new(dead_letter(queue, burial, Headers::OwnOnly));
-                unsendable
-            }
-            Err(refused) => refused,
-        };
-        let delay = delays.delay_after_loss();
-        error!(
-            error = %refused, delay_ms = duration_ms(delay),
-            "a dead letter cannot be published, its key waits, will try again"
-        );
-        queue.health.fault(&part, refused.to_string());
-        tokio::select! {
-            biased;
-            () = queue.draining.cancelled() => return false,
-            () = returned.cancelled() => {
-                queue.health.clear(&part);
-                return false;
-            }
-            () = tokio::time::sleep(delay) => {}
-        }
+        }),
     }
 }
 
-/// Which headers a dead letter carries.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Headers {
-    All,
-    OwnOnly,
+fn say(queue: &Queue, burial: &Burial) {
+    info!(
+        reason = burial.note.reason.name(),
+        attempts = burial.attempts,
+        error = burial.note.error,
+        dead_letter_queue = queue.options.dead_letter,
+        "message is dead-lettered"
+    );
+}
+
+/// The commit that settles the message, now that its dead letter is confirmed.
+fn settling(queue: &Queue, burial: Burial, counted: CommitGuard) -> Commit {
+    let Burial { message, recorded, note, attempts } = burial;
+    let (records, rows) = if message.id.is_some() {
+        (Records::new(), vec![Change::RemovePending(recorded)])
+    } else {
+        let record = commit::record(&message, recorded, attempts, Outcome::Dead(note));
+        (Records::from_elem(record, 1), Vec::new())
+    };
+    let Admitted { identity, shared, .. } = *message;
+    Commit {
+        queue: queue.id,
+        records,
+        rows,
+        submitted: Instant::now(),
+        on_persisted: Box::new(move |proof| {
+            if let Some(queue) = counted.queue() {
+                queue.finish(identity, proof);
+            }
+            drop(shared);
+        }),
+    }
 }
 
 /// The message as it came, with the reason in its headers.
-fn dead_letter(queue: &Queue, burial: &Burial, which: Headers) -> Message {
+fn letter(queue: &Queue, burial: &Burial, which: Headers) -> Arc<Message> {
     let Burial { message, recorded, note, attempts } = burial;
-    let original = &*message.message;
-    let mut properties = original.properties.clone();
-    let headers = &mut properties.headers;
-    if which == Headers::OwnOnly {
-        headers.clear();
-    }
-    // The broker would route by these again, to queues that are none of ours.
-    for name in ["CC", "BCC"] {
-        if let Some(copies) = headers.remove(name) {
-            headers.insert(format!("x-onceward-{}", name.to_lowercase()), copies);
-        }
-    }
-    let mut put = |name: &str, value: HeaderValue| {
-        headers.insert(format!("x-onceward-{name}"), value);
+    let letter = Letter {
+        original: &message.message,
+        dead_letter_queue: &queue.options.dead_letter,
+        reason: note.reason.name(),
+        error: &note.error,
+        attempts: *attempts,
+        queue: &queue.name,
+        first_seen_ms: Some(note.first_seen_ms),
+        outgoing_id: format!("dead-{}", identity::hex(recorded.as_bytes())),
     };
-    put("reason", note.reason.name().into());
-    put("error", note.error.clone().into());
-    put("attempts", (*attempts).into());
-    put("queue", (&*queue.name).into());
-    put("first-seen", HeaderValue::Timestamp(note.first_seen_ms / 1000));
-    put("exchange", original.exchange.clone().into());
-    put("routing-key", original.routing_key.clone().into());
-    // Left in place, the first would let the dead letter vanish, the second have the broker refuse it.
-    if let Some(expiration) = properties.expiration.take() {
-        put("expiration", expiration.into());
-    }
-    if let Some(user_id) = properties.user_id.take() {
-        put("user-id", user_id.into());
-    }
-    let outgoing_id = format!("dead-{}", identity::hex(recorded.as_bytes()));
-    properties.headers.insert(OUTGOING_ID_HEADER.to_owned(), outgoing_id.into());
-    Message {
-        exchange: String::new(),
-        routing_key: queue.options.dead_letter.clone(),
-        properties,
-        body: original.body.clone(),
-    }
+    letter.make(which)
 }

@@ -20,6 +20,12 @@ pub(crate) struct IdentityLocks {
 }
 
 impl IdentityLocks {
+    /// Takes the identity if nobody works on it.
+    pub(crate) fn try_lock(self: &Arc<Self>, identity: Identity) -> Option<IdentityGuard> {
+        let is_free = self.held().insert(identity);
+        is_free.then(|| IdentityGuard { locks: Arc::clone(self), identity })
+    }
+
     /// Waits until nobody works on the identity.
     ///
     /// Cancel-safe: a dropped wait holds nothing.
@@ -27,8 +33,8 @@ impl IdentityLocks {
         loop {
             let mut freed = std::pin::pin!(self.freed.notified());
             freed.as_mut().enable();
-            if self.held().insert(identity) {
-                return IdentityGuard { locks: Arc::clone(self), identity };
+            if let Some(guard) = self.try_lock(identity) {
+                return guard;
             }
             freed.await;
         }

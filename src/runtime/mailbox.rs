@@ -33,6 +33,11 @@ impl Mailboxes {
         next
     }
 
+    /// The next message of the key, which stays its actor's though none be left.
+    pub(crate) fn next_waiting(&mut self, key: &ActorKey) -> Option<Admitted> {
+        self.mailboxes.get_mut(key).and_then(VecDeque::pop_front)
+    }
+
     /// Takes out all that waits and came with this generation; actors and their entries stay.
     pub(crate) fn drop_generation(&mut self, generation: u32) -> Vec<Admitted> {
         let mut dropped = Vec::new();

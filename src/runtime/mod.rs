@@ -5,11 +5,13 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::task::JoinError;
 
+use crate::batch::{BatchHandler, ErasedBatch};
 use crate::broker::{BrokerError, Publisher, PublisherTask};
-use crate::handler::{Erased, ErasedHandler, Handler};
-use crate::options::{Options, QueueOptions};
+use crate::handler::{AnyHandler, Erased, Handler};
+use crate::options::{OptionError, Options, QueueOptions};
 use crate::payload::FromMessage;
 use crate::store::StoreError;
 use crate::telemetry::Health;
@@ -17,16 +19,23 @@ use crate::telemetry::Health;
 mod actor;
 mod admission;
 mod attempt;
+mod batch;
 mod claims;
 mod commit;
 mod consumer;
 mod dead_letter;
 mod drain;
+mod duplicate;
 mod identity_lock;
+mod key_memory;
 mod mailbox;
 mod queue;
+mod reply;
+mod run;
 mod settle;
+mod step_rows;
 mod supervisor;
+mod under_way;
 mod window;
 
 use self::supervisor::{Registered, Supervisor};
@@ -75,6 +84,9 @@ pub enum RunError {
     /// A queue cannot be consumed as it is: change the queue or the options.
     #[error(transparent)]
     Refused(BrokerError),
+    /// Options of a queue contradict each other: change the one that is named; nothing was opened or consumed.
+    #[error(transparent)]
+    Options(#[from] OptionError),
     /// Two handlers were registered for one queue: leave one out.
     #[error("queue {queue:?} is registered twice")]
     Twice {
@@ -116,21 +128,34 @@ impl Worker {
     }
 
     /// Consumes the queue of this name with default options.
-    pub fn queue<M, H>(self, name: &str, handler: H) -> Self
+    pub fn queue<M, R, H>(self, name: &str, handler: H) -> Self
     where
         M: FromMessage + Send + 'static,
-        H: Handler<M>,
+        R: Serialize + Send + 'static,
+        H: Handler<M, R>,
     {
         self.queue_with(QueueOptions::new(name), handler)
     }
 
     /// Consumes a queue with options of its own.
-    pub fn queue_with<M, H>(mut self, options: QueueOptions, handler: H) -> Self
+    pub fn queue_with<M, R, H>(mut self, options: QueueOptions, handler: H) -> Self
     where
         M: FromMessage + Send + 'static,
-        H: Handler<M>,
+        R: Serialize + Send + 'static,
+        H: Handler<M, R>,
     {
-        let handler: Arc<dyn ErasedHandler> = Arc::new(Erased::new(handler, options.codec));
+        let handler = AnyHandler::Single(Arc::new(Erased::new(handler, options.codec)));
+        self.queues.push((options, handler));
+        self
+    }
+
+    /// Consumes a queue in batches: up to [`QueueOptions::batch`] waiting messages of one key in one run.
+    pub fn batch_queue_with<M, H>(mut self, options: QueueOptions, handler: H) -> Self
+    where
+        M: FromMessage + Send + 'static,
+        H: BatchHandler<M>,
+    {
+        let handler = AnyHandler::Batch(Arc::new(ErasedBatch::new(handler, options.codec)));
         self.queues.push((options, handler));
         self
     }
@@ -192,6 +217,12 @@ impl Worker {
     /// If the future is dropped, everything stops as after a crash: nothing is lost, some runs are repeated.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
         let Self { options, queues, health, publisher, publisher_task } = self;
+        for (queue, handler) in &queues {
+            queue.check()?;
+            if matches!(handler, AnyHandler::Batch(_)) {
+                queue.check_for_batches()?;
+            }
+        }
         Supervisor { options, queues, health, publisher, publisher_task }.run(shutdown).await
     }
 }

@@ -4,8 +4,7 @@
 //! ends in one of two ways: with a proof that its outcome is durable, which settles its tags, or by a release,
 //! which leaves them to the broker.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -17,12 +16,15 @@ use super::claims::{Claimed, Claims};
 use super::identity_lock::IdentityLocks;
 use super::mailbox::Mailboxes;
 use super::settle::Settlements;
-use crate::broker::Publisher;
+use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
-use crate::handler::ErasedHandler;
+use crate::effects::Limits;
+use crate::handler::AnyHandler;
 use crate::identity::{Identity, Scope};
-use crate::options::QueueOptions;
-use crate::store::{Persisted, QueueId, Store};
+use crate::message::{HeaderValue, Message};
+use crate::options::{OnDuplicate, OnUnroutable, QueueOptions};
+use crate::outbox::{Otherwise, Relay, Sender};
+use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store};
 use crate::telemetry::{Health, QueueMetrics};
 
 /// One queue of a running worker.
@@ -30,13 +32,20 @@ pub(crate) struct Queue {
     pub(crate) options: QueueOptions,
     pub(crate) name: Arc<str>,
     pub(crate) id: QueueId,
-    pub(crate) handler: Arc<dyn ErasedHandler>,
+    pub(crate) ids: QueueIds,
+    pub(crate) handler: AnyHandler,
     pub(crate) store: Store,
-    pub(crate) publisher: Publisher,
+    pub(crate) relay: Relay,
+    /// Sends what its handler publishes.
+    pub(crate) outgoing: Arc<Sender>,
+    /// Sends its dead letters.
+    pub(crate) letters: Arc<Sender>,
     pub(crate) health: Health,
     pub(crate) admission: Admission,
     pub(crate) settlements: Settlements,
     pub(crate) metrics: QueueMetrics,
+    /// Of what handlers stage.
+    pub(crate) limits: Arc<Limits>,
     /// Handlers that may run at once.
     pub(crate) permits: Semaphore,
     /// Messages that may have ended the process, one at a time.
@@ -48,9 +57,8 @@ pub(crate) struct Queue {
     dispatch: Mutex<Dispatch>,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
-    /// Commits that were handed in and are not durable yet.
-    commits: AtomicUsize,
-    committed: Notify,
+    /// Commits that were handed in and have not settled yet.
+    pub(super) commits: CommitsUnderWay,
     said_no_key: std::sync::Once,
 }
 
@@ -65,10 +73,10 @@ struct Dispatch {
 /// What a [`Queue`] is made of.
 pub(crate) struct QueueParts {
     pub(crate) options: QueueOptions,
-    pub(crate) id: QueueId,
-    pub(crate) handler: Arc<dyn ErasedHandler>,
+    pub(crate) ids: QueueIds,
+    pub(crate) handler: AnyHandler,
     pub(crate) store: Store,
-    pub(crate) publisher: Publisher,
+    pub(crate) relay: Relay,
     pub(crate) health: Health,
     pub(crate) draining: CancellationToken,
     pub(crate) identity_locks: Arc<IdentityLocks>,
@@ -81,10 +89,10 @@ impl Queue {
     pub(crate) fn new(parts: QueueParts) -> Self {
         let QueueParts {
             mut options,
-            id,
+            ids,
             handler,
             store,
-            publisher,
+            relay,
             health,
             draining,
             identity_locks,
@@ -98,22 +106,30 @@ impl Queue {
         Self {
             name: options.queue.as_str().into(),
             metrics: QueueMetrics::new(&options.queue),
+            limits: Arc::new(Limits {
+                codec: options.codec,
+                state_bytes_max: options.state_bytes_max,
+                result_bytes_max: options.result_bytes_max,
+                outgoing_bytes_max: options.outgoing_bytes_max,
+            }),
+            outgoing: Arc::new(Sender::of_messages(&options.queue)),
+            letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
             suspects: Semaphore::new(1),
             shared_identities: (options.identity.scope != Scope::Queue).then_some(identity_locks),
             options,
-            id,
+            id: ids.own,
+            ids,
             handler,
             store,
-            publisher,
+            relay,
             health,
             admission,
             settlements: Settlements::default(),
             draining,
             dispatch: Mutex::default(),
             contested: Notify::new(),
-            commits: AtomicUsize::new(0),
-            committed: Notify::new(),
+            commits: CommitsUnderWay::default(),
             said_no_key: std::sync::Once::new(),
         }
     }
@@ -123,8 +139,11 @@ impl Queue {
         if matches!(message.key, ActorKey::Own(_)) && message.id.is_some() {
             self.say_no_key();
         }
+        // A twin that asks for a reply needs one of its own.
+        let is_answered = self.options.on_duplicate == OnDuplicate::Replay
+            && message.message.properties.reply_to.is_some();
         let mut dispatch = self.lock();
-        match dispatch.claims.claim(&message) {
+        match dispatch.claims.claim(&message, !is_answered) {
             Claimed::New => dispatch.mailboxes.put(message),
             Claimed::Joined => {
                 drop(dispatch);
@@ -141,6 +160,22 @@ impl Queue {
     /// The next message of the key; `None` ends its actor.
     pub(crate) fn next(&self, key: &ActorKey) -> Option<Admitted> {
         self.lock().mailboxes.next(key)
+    }
+
+    /// The next message of the key, for an actor that goes on without one too.
+    pub(crate) fn next_waiting(&self, key: &ActorKey) -> Option<Admitted> {
+        self.lock().mailboxes.next_waiting(key)
+    }
+
+    /// The journal that keeps the message's record: by its retention.
+    pub(crate) fn lane(&self, message: &Message) -> QueueId {
+        let Some(by) = &self.options.retention_by else { return self.ids.own };
+        let class = message.properties.headers.get(&by.header).and_then(HeaderValue::as_str);
+        by.values
+            .keys()
+            .position(|value| Some(value.as_str()) == class)
+            .and_then(|at| self.ids.classes.get(at).copied())
+            .unwrap_or(self.ids.own)
     }
 
     /// Ends the claim with an outcome that is durable: its tags are settled.
@@ -203,20 +238,21 @@ impl Queue {
         self.store.clock().now_ms().saturating_sub(waited_ms)
     }
 
-    /// Counts a commit until the guard is dropped, told or not.
-    pub(crate) fn count_commit(self: &Arc<Self>) -> CommitGuard {
-        self.commits.fetch_add(1, Ordering::AcqRel);
-        CommitGuard(Arc::downgrade(self))
+    /// Whose order what the message sends goes by: one without a key is its own.
+    pub(crate) fn key_of(&self, message: &Admitted) -> KeyId {
+        match &message.key {
+            ActorKey::Named(key) => self.store.key_id(self.id, key),
+            ActorKey::Own(identity) => KeyId { queue: self.id, hash: *identity.as_bytes() },
+        }
     }
 
-    /// Waits until every commit that was handed in is durable or lost with the store.
-    pub(crate) async fn commits_settled(&self) {
-        loop {
-            let committed = self.committed.notified();
-            if self.commits.load(Ordering::Acquire) == 0 {
-                return;
+    /// What happens to a message of its handler that no queue takes.
+    pub(crate) fn otherwise(&self) -> Otherwise {
+        match self.options.on_unroutable {
+            OnUnroutable::Hold => Otherwise::Hold,
+            OnUnroutable::DeadLetter => {
+                Otherwise::DeadLetter { queue: self.options.dead_letter.as_str().into() }
             }
-            committed.await;
         }
     }
 
@@ -231,28 +267,5 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Dispatch> {
         self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A commit on its way.
-///
-/// Weak: a commit that a dying committer left in its channel would keep the queue, the queue the store, and the store
-/// the channel.
-pub(crate) struct CommitGuard(Weak<Queue>);
-
-impl CommitGuard {
-    /// `None` if the worker is gone, and with it every claim and every channel.
-    pub(crate) fn queue(&self) -> Option<Arc<Queue>> {
-        self.0.upgrade()
-    }
-}
-
-impl Drop for CommitGuard {
-    fn drop(&mut self) {
-        if let Some(queue) = self.0.upgrade()
-            && queue.commits.fetch_sub(1, Ordering::AcqRel) == 1
-        {
-            queue.committed.notify_waiters();
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! A part of our own that panics or a store that fails stops the whole worker: a worker that limps would ack less than
 //! it did or more than it may.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,16 +17,17 @@ use super::consumer::Consumer;
 use super::identity_lock::IdentityLocks;
 use super::queue::{Queue, QueueParts};
 use crate::broker::{Publisher, PublisherTask};
-use crate::handler::ErasedHandler;
+use crate::handler::AnyHandler;
 use crate::options::{Options, QueueOptions};
-use crate::store::{Committer, QueueId, QueueRetention, Store};
+use crate::outbox::{Otherwise, RelayParts, RelayTask, Sender};
+use crate::store::{Committer, QueueId, QueueIds, QueueRetention, Store};
 use crate::telemetry::{Health, describe_all};
 
 /// How long tasks may take to let go after a failure.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// A queue with the handler of its messages.
-pub(crate) type Registered = (QueueOptions, Arc<dyn ErasedHandler>);
+pub(crate) type Registered = (QueueOptions, AnyHandler);
 
 pub(crate) struct Supervisor {
     pub(crate) options: Options,
@@ -41,6 +42,18 @@ enum Task {
     Consumer,
     Committer,
     Publisher,
+    Relay,
+}
+
+impl Task {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Consumer => "consumer",
+            Self::Committer => "committer",
+            Self::Publisher => "publisher",
+            Self::Relay => "relay",
+        }
+    }
 }
 
 impl Supervisor {
@@ -75,19 +88,41 @@ impl Supervisor {
                 (Task::Publisher, Ok(()))
             }
         });
+        let (relay, mut relay_task) = RelayTask::new(RelayParts {
+            store: store.clone(),
+            publisher,
+            health: health.clone(),
+            draining: draining.clone(),
+        });
         let identity_locks = Arc::new(IdentityLocks::default());
+        let queues: Vec<Arc<Queue>> = queues
+            .into_iter()
+            .zip(ids)
+            .map(|((queue_options, handler), ids)| {
+                Arc::new(Queue::new(QueueParts {
+                    options: queue_options,
+                    ids,
+                    handler,
+                    store: store.clone(),
+                    relay: relay.clone(),
+                    health: health.clone(),
+                    draining: draining.clone(),
+                    identity_locks: Arc::clone(&identity_locks),
+                }))
+            })
+            .collect();
+        // Before the first delivery: a redelivery of what is unsent must find that out.
+        recover(&store, &mut relay_task, &queues);
+        let relay_stopping = CancellationToken::new();
+        tasks.spawn({
+            let stopping = relay_stopping.clone();
+            async move {
+                let ended = relay_task.run(stopping).await;
+                (Task::Relay, ended.map_err(RunError::StoreFailed))
+            }
+        });
         let mut consumers = queues.len();
-        for ((queue_options, handler), id) in queues.into_iter().zip(ids) {
-            let queue = Arc::new(Queue::new(QueueParts {
-                options: queue_options,
-                id,
-                handler,
-                store: store.clone(),
-                publisher: publisher.clone(),
-                health: health.clone(),
-                draining: draining.clone(),
-                identity_locks: Arc::clone(&identity_locks),
-            }));
+        for queue in queues {
             let consumer = Consumer::new(queue, Arc::clone(&options.broker), options.drain);
             tasks.spawn(async move { (Task::Consumer, consumer.run().await) });
         }
@@ -98,14 +133,21 @@ impl Supervisor {
                     biased;
                     Some(ended) = tasks.join_next() => match Self::ended(ended)? {
                         Task::Consumer => consumers -= 1,
-                        // Neither ends before it is told to.
-                        Task::Committer => return Err(RunError::Ended { task: "committer" }),
-                        Task::Publisher => return Err(RunError::Ended { task: "publisher" }),
+                        // No other ends before it is told to.
+                        other => return Err(RunError::Ended { task: other.name() }),
                     },
                     () = &mut shutdown, if !draining.is_cancelled() => {
                         info!(drain = ?options.drain, "draining: no new run, running handlers finish");
                         draining.cancel();
                     }
+                }
+            }
+            // It publishes and commits, so it ends before those who do it.
+            relay_stopping.cancel();
+            if let Some(ended) = tasks.join_next().await {
+                match Self::ended(ended)? {
+                    Task::Relay => {}
+                    other => return Err(RunError::Ended { task: other.name() }),
                 }
             }
             stopping.cancel();
@@ -140,14 +182,40 @@ impl Supervisor {
     }
 }
 
+/// Hands the relay what an earlier process left unsent.
+fn recover(store: &Store, relay: &mut RelayTask, queues: &[Arc<Queue>]) {
+    let by_id: HashMap<QueueId, &Arc<Queue>> =
+        queues.iter().map(|queue| (queue.id, queue)).collect();
+    let mut of_others: Option<Arc<Sender>> = None;
+    for row in store.take_unsent() {
+        let (sender, otherwise) = match by_id.get(&row.key.queue) {
+            Some(queue) => (Arc::clone(&queue.outgoing), queue.otherwise()),
+            None => {
+                let others = || Arc::new(Sender::of_messages("(not configured)"));
+                (Arc::clone(of_others.get_or_insert_with(others)), Otherwise::Hold)
+            }
+        };
+        relay.recover(row, sender, otherwise);
+    }
+}
+
 async fn open_store(
     options: &Options,
     queues: &[Registered],
-) -> Result<(Store, Committer, Vec<QueueId>), RunError> {
-    let retentions: Vec<QueueRetention> = queues
-        .iter()
-        .map(|(queue, _)| QueueRetention { name: queue.queue.clone(), retention: queue.retention })
-        .collect();
+) -> Result<(Store, Committer, Vec<QueueIds>), RunError> {
+    let retentions: Vec<QueueRetention> =
+        queues.iter().map(|(queue, _)| retention_of(queue)).collect();
     let progress = |records: u64| info!(records, "reading the store");
     Store::open(&options.store, &retentions, &progress).await.map_err(RunError::StoreFailed)
+}
+
+/// The queue's retention, and those of its classes in the order of their values.
+fn retention_of(queue: &QueueOptions) -> QueueRetention {
+    let values = queue.retention_by.iter().flat_map(|by| &by.values);
+    let classes = values.map(|(value, retention)| (value.clone(), *retention));
+    QueueRetention {
+        name: queue.queue.clone(),
+        retention: queue.retention,
+        classes: classes.collect(),
+    }
 }

@@ -11,12 +11,18 @@ use futures_util::future::BoxFuture;
 /// Most operations in one batch: sled 0.34.7 degrades with larger ones.
 pub(crate) const BATCH_OPS_MAX: usize = 256;
 
-/// Most bytes of keys and values in one batch.
+/// Most bytes of keys and values in one batch, as [`Batch::bytes`] counts them.
 ///
-/// sled must not free and reuse a segment between two syncs, so it may not write 512 KiB of log in between. It writes
-/// several times what it is given: batches of 80 KiB in values of 4 KiB, with as many old ones removed, made 637 KB
-/// of log at worst, batches of 40 KiB 264 KB (`the_largest_batches_make_less_log_than_a_segment`).
+/// sled must not free and reuse a segment between two syncs, so it may not write 2 MiB of log in between. It writes
+/// many times what it is given: the neighbours of a row, and pages that it moves. With this limit that is 1.2 MB at
+/// worst (`the_largest_batches_make_less_log_than_a_segment`).
 pub(crate) const BATCH_BYTES_MAX: usize = 40 * 1024;
+
+/// What the removal of a large row counts: sled writes its neighbours again.
+const REMOVED_BYTES: usize = 1024;
+
+/// From this size on a row anywhere counts twice: sled writes its neighbours again, which are as large.
+const LARGE_BYTES: usize = 512;
 
 /// Most bytes of one value: with up to 17 of them in a leaf, no page of sled grows into a blob file, which it never
 /// syncs.
@@ -30,15 +36,45 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Adds a row that comes after all others of its kind.
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         assert!(value.len() <= VALUE_BYTES_MAX, "a value larger than {VALUE_BYTES_MAX} bytes");
         self.bytes += key.len() + value.len();
         self.ops.push((key, Some(value)));
     }
 
+    /// Adds a row that is anywhere among those of its kind.
+    pub(crate) fn put_anywhere(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.bytes += Self::bytes_anywhere(value.len()) - value.len();
+        self.put(key, value);
+    }
+
+    /// What a value counts in [`Self::put_anywhere`].
+    pub(crate) const fn bytes_anywhere(value_bytes: usize) -> usize {
+        if value_bytes < LARGE_BYTES { value_bytes } else { 2 * value_bytes }
+    }
+
+    /// Removes a small row.
     pub(crate) fn remove(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
         self.ops.push((key, None));
+    }
+
+    /// Removes a row that may be large.
+    pub(crate) fn remove_large(&mut self, key: Vec<u8>) {
+        self.bytes += REMOVED_BYTES;
+        self.remove(key);
+    }
+
+    /// What [`Self::remove_large`] counts.
+    pub(crate) const fn bytes_removed(key_bytes: usize) -> usize {
+        key_bytes + REMOVED_BYTES
+    }
+
+    /// Adds all of another batch behind this one.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.bytes += other.bytes;
+        self.ops.append(&mut other.ops);
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -49,6 +85,7 @@ impl Batch {
         self.ops.is_empty()
     }
 
+    /// Bytes of keys and values, and more for what makes sled write more.
     pub(crate) const fn bytes(&self) -> usize {
         self.bytes
     }

@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backend::StoreError;
+use super::Change;
+use super::backend::{Batch, StoreError};
 use super::committer::Committer;
+use super::ghosts::{self, GhostHash, GhostRow, OpenGhosts};
 use super::group::{COLLECT_BLOCKS_MAX, Group};
-use super::record::{self, Block, Location, Outcome, QueueId, Record};
-use super::{Change, Rows};
+use super::mirror::Mirror;
+use super::outcome::Outcome;
+use super::record::{self, Block, Location, QueueId, Record};
 use crate::clock::duration_ms;
 
 /// How often attempts of messages that never came back are looked through.
@@ -22,7 +25,7 @@ const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
 const UNFINISHED_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Committer {
-    /// Removes blocks in which everything is past its queue's retention.
+    /// Removes blocks in which everything is past its queue's retention, and leaves ghosts in their place.
     pub(super) async fn collect(
         &mut self,
         group: &mut Group,
@@ -33,6 +36,7 @@ impl Committer {
             let prefix = record::block_prefix(queue);
             let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
             self.journal.set_oldest(queue, None);
+            let mut ghosts = OpenGhosts::default();
             for (key, value) in rows {
                 let location =
                     Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
@@ -40,15 +44,86 @@ impl Committer {
                     self.shared.damaged(format!("block {}: {error}", location.sequence()))
                 })?;
                 let expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
-                let forgotten = expired && room > 0 && self.forget(group, location, &block, now_ms);
+                let bytes = ghosts.bytes() + Batch::bytes_removed(key.len());
+                let bytes = bytes + ghosts::ROW_BYTES + block.records.len() * ghosts::GHOST_BYTES;
+                let forgotten =
+                    expired && room > 0 && self.forget(group, location, &block, (bytes, now_ms));
                 if !forgotten {
                     self.journal.set_oldest(queue, Some((location, block.committed_at_ms)));
                     break;
                 }
                 room -= 1;
-                group.batch.remove(key);
-                self.journal.remove(value.len());
+                group.batch.remove_large(key);
+                self.journal.grow(-(value.len() as i64));
                 self.metrics.collected.increment(block.records.len() as u64);
+                let expired = self.expire(location, &block);
+                self.oldest_ghosts.entry(queue).or_insert(block.committed_at_ms);
+                let written = ghosts.add(group, (location, block.committed_at_ms), &expired);
+                self.journal.grow(written as i64);
+            }
+            let written = ghosts.finish(group);
+            self.journal.grow(written as i64);
+        }
+        Ok(())
+    }
+
+    /// Makes ghosts of the block's records, and only then lets the index forget them; gives the ghosts.
+    ///
+    /// The index forgets before the disk does: a look-up never meets an entry without its block.
+    fn expire(&mut self, location: Location, block: &Block) -> Vec<GhostHash> {
+        let mut expired = Vec::with_capacity(block.records.len());
+        // The last record of an identity counts, and takes the earlier ones of this block with it.
+        for record in block.records.iter().rev() {
+            let counts = self.shared.index.candidate(record.identity) == Some(location);
+            // One that was forgotten runs again, as if it had never been done.
+            if counts && !matches!(record.outcome, Outcome::Forgotten(_)) {
+                let ghost = GhostHash::new(record.identity);
+                self.shared.ghosts.insert(ghost);
+                expired.push(ghost);
+            }
+            self.shared.index.remove(record.identity, location);
+            if let Some(spilled) = record.result.as_ref().and_then(|result| result.body.spilled()) {
+                self.garbage.add_later(spilled, Instant::now());
+            }
+        }
+        expired
+    }
+
+    /// Removes ghosts that have been kept for one more retention.
+    pub(super) async fn collect_ghosts(
+        &mut self,
+        group: &mut Group,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        let is_past = |retention_ms: u64, committed_at_ms: u64| {
+            committed_at_ms.saturating_add(retention_ms.saturating_mul(2)) <= now_ms
+        };
+        let past: Vec<(QueueId, u64)> = {
+            let rows = self.shared.rows();
+            let past = self.oldest_ghosts.iter().filter_map(|(queue, committed_at_ms)| {
+                let retention_ms = rows.queues.get(queue)?.retention_ms;
+                is_past(retention_ms, *committed_at_ms).then_some((*queue, retention_ms))
+            });
+            past.collect()
+        };
+        let mut room = COLLECT_BLOCKS_MAX;
+        for (queue, retention_ms) in past {
+            let prefix = ghosts::ghost_prefix(queue);
+            let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
+            self.oldest_ghosts.remove(&queue);
+            for (key, value) in rows {
+                let row: GhostRow = record::unseal(&value)
+                    .map_err(|error| self.shared.damaged(format!("expired records: {error}")))?;
+                let has_room =
+                    room > 0 && group.has_room_beside(1, Batch::bytes_removed(key.len()));
+                if !has_room || !is_past(retention_ms, row.committed_at_ms) {
+                    self.oldest_ghosts.insert(queue, row.committed_at_ms);
+                    break;
+                }
+                room -= 1;
+                row.hashes().into_iter().flatten().for_each(|hash| self.shared.ghosts.remove(hash));
+                self.journal.grow(-(value.len() as i64));
+                group.batch.remove_large(key);
             }
         }
         Ok(())
@@ -65,13 +140,19 @@ impl Committer {
         expired.collect()
     }
 
-    /// Forgets the block's records, or says that one of them is still needed and goes into a later block first.
+    /// Whether the block may leave, or one of its records is still needed and goes into a later block first.
     ///
-    /// The index forgets before the disk does: a look-up never meets an entry without its block. For the same reason a
-    /// record that is carried forward leaves its old block only when it is found in the new one.
-    fn forget(&self, group: &mut Group, location: Location, block: &Block, now_ms: u64) -> bool {
+    /// A record that is carried forward leaves its old block only when it is found in the new one. `bytes` is what the
+    /// removal takes of the batch.
+    fn forget(
+        &self,
+        group: &mut Group,
+        location: Location,
+        block: &Block,
+        (bytes, now_ms): (usize, u64),
+    ) -> bool {
         let mut rows = self.shared.rows();
-        let Rows { pending, .. } = &mut *rows;
+        let Mirror { pending, .. } = &mut *rows;
         let is_here = |record: &&Record| {
             pending.contains_key(&record.identity)
                 && self.shared.index.candidate(record.identity) == Some(location)
@@ -83,21 +164,18 @@ impl Committer {
             let _ = needed.into_iter().all(|record| group.carry(location.queue(), record));
             return false;
         }
-        if !group.has_room_for_rows(given_up.len()) {
+        // Its own removal, and two rows of ghosts: one that it fills, and one that it begins.
+        if !group.has_room_beside(3 + given_up.len(), bytes + 32 * given_up.len()) {
             return false;
         }
         for record in given_up {
             pending.remove(&record.identity);
             group.batch.remove(record::pending_key(record.identity));
         }
-        drop(rows);
-        for record in &block.records {
-            self.shared.index.remove(record.identity, location);
-        }
         true
     }
 
-    /// Attempts of messages that the broker never delivered again: purged, expired or moved away.
+    /// Attempts and steps of messages that the broker never delivered again: purged, expired or moved away.
     pub(super) fn collect_orphans(&mut self, group: &mut Group, now_ms: u64) {
         let now = Instant::now();
         if now.duration_since(self.looked_for_orphans) < ORPHANS_INTERVAL {
@@ -105,20 +183,29 @@ impl Committer {
         }
         self.looked_for_orphans = now;
         let rows = self.shared.rows();
-        let orphans = rows.attempts.iter().filter(|(_, attempts)| {
-            let retention_ms = rows.queues.get(&attempts.queue).map_or(0, |row| row.retention_ms);
+        let is_orphan = |queue: QueueId, updated_at_ms: u64| {
+            let retention_ms = rows.queues.get(&queue).map_or(0, |row| row.retention_ms);
             let kept_ms = retention_ms.saturating_add(duration_ms(UNFINISHED_GRACE));
             // Nothing came back while the worker was stopped: that time does not count, but not for ever.
-            let since_ms = attempts.updated_at_ms.max(self.opened_at_ms);
-            let forgotten_ms = attempts.updated_at_ms.saturating_add(kept_ms.saturating_mul(4));
+            let since_ms = updated_at_ms.max(self.opened_at_ms);
+            let forgotten_ms = updated_at_ms.saturating_add(kept_ms.saturating_mul(4));
             since_ms.saturating_add(kept_ms).min(forgotten_ms) <= now_ms
-        });
-        for (identity, _) in orphans {
-            if !group.has_room_for_rows(1) {
+        };
+        let attempts = rows.attempts.iter();
+        let attempts = attempts.filter(|(_, row)| is_orphan(row.queue, row.updated_at_ms));
+        let attempts = attempts.map(|(identity, _)| Change::RemoveAttempts(*identity));
+        let steps = rows
+            .steps
+            .iter()
+            .flat_map(|(identity, steps)| steps.iter().map(move |step| (*identity, step)));
+        let steps = steps.filter(|(_, step)| is_orphan(step.queue, step.updated_at_ms));
+        let steps = steps.map(|(identity, step)| Change::RemoveStep(identity, step.name.clone()));
+        for orphan in attempts.chain(steps) {
+            if !group.has_room_beside(1, 64) {
                 break;
             }
-            group.batch.remove(record::attempts_key(*identity));
-            group.changes.push(Change::RemoveAttempts(*identity));
+            orphan.encode(&mut group.batch);
+            group.changes.push(orphan);
         }
     }
 }
@@ -126,7 +213,7 @@ impl Committer {
 /// Whether a redelivery may still ask for the decision on a dead letter that the broker has not confirmed.
 fn is_needed(record: &Record, now_ms: u64) -> bool {
     match &record.outcome {
-        Outcome::Done => false,
+        Outcome::Done | Outcome::Forgotten(_) => false,
         Outcome::Dead(note) => {
             note.first_seen_ms.saturating_add(duration_ms(UNFINISHED_GRACE)) > now_ms
         }

@@ -12,11 +12,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::backend::StoreError;
+use super::garbage::Garbage;
+use super::ghosts::OldestGhosts;
 use super::group::Group;
 use super::journal::Journal;
+use super::outgoing::outgoing_key;
 use super::record;
 use super::{Change, Commit, Persisted, Shared};
 use crate::telemetry::StoreMetrics;
@@ -30,9 +33,6 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the end of the journal is noted beside it.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
-const DISK_OVERHEAD: u64 = 2;
-
 /// Writes groups of commits.
 pub(crate) struct Committer {
     pub(super) shared: Arc<Shared>,
@@ -40,12 +40,25 @@ pub(crate) struct Committer {
     waiting: VecDeque<Commit>,
     buffer: Vec<Commit>,
     pub(super) journal: Journal,
-    size_bytes_max: u64,
-    looked_at_size: Instant,
+    pub(super) garbage: Garbage,
+    pub(super) oldest_ghosts: OldestGhosts,
+    next_outgoing: u64,
+    pub(super) size_bytes_max: u64,
+    pub(super) looked_at_size: Instant,
     pub(super) looked_for_orphans: Instant,
     noted: Instant,
     pub(super) opened_at_ms: u64,
     pub(super) metrics: StoreMetrics,
+}
+
+/// What the committer goes on from.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    pub(super) journal: Journal,
+    pub(super) garbage: Garbage,
+    pub(super) oldest_ghosts: OldestGhosts,
+    /// Number of the next block of outgoing messages.
+    pub(super) next_outgoing: u64,
 }
 
 impl std::fmt::Debug for Committer {
@@ -89,9 +102,10 @@ impl Committer {
     pub(super) fn new(
         shared: Arc<Shared>,
         commits: mpsc::Receiver<Commit>,
-        journal: Journal,
+        recovered: Recovered,
         size_bytes_max: u64,
     ) -> Self {
+        let Recovered { journal, garbage, oldest_ghosts, next_outgoing } = recovered;
         let now = Instant::now();
         let opened_at_ms = shared.clock.now_ms();
         Self {
@@ -100,6 +114,9 @@ impl Committer {
             waiting: VecDeque::new(),
             buffer: Vec::new(),
             journal,
+            garbage,
+            oldest_ghosts,
+            next_outgoing,
             size_bytes_max,
             looked_at_size: now,
             looked_for_orphans: now,
@@ -138,7 +155,8 @@ impl Committer {
 
     async fn write_groups(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
         loop {
-            if self.waiting.is_empty() {
+            let idle = !self.garbage.is_due(Instant::now()) || stopping.is_cancelled();
+            if self.waiting.is_empty() && idle {
                 tokio::select! {
                     biased;
                     // Cancel-safe: what it received is in the buffer only if it returned.
@@ -165,18 +183,38 @@ impl Committer {
     }
 
     async fn write_group(&mut self) -> Result<(), StoreError> {
-        let now_ms = self.shared.clock.now_ms();
         let mut group = Group::default();
         let gathering = Unfinished::new(&self.shared);
         while let Some(commit) = self.waiting.pop_front() {
-            if let Err(commit) = group.add(commit) {
+            if let Err(commit) = group.add(commit, &self.shared.watermarks) {
                 self.waiting.push_front(*commit);
                 break;
             }
         }
+        gathering.finished();
+        self.write(group).await
+    }
+
+    /// Writes the group with what collection adds, and tells.
+    async fn write(&mut self, mut group: Group) -> Result<(), StoreError> {
+        let now_ms = self.shared.clock.now_ms();
+        let gathering = Unfinished::new(&self.shared);
+        // Ghosts first: those of this group are not on disk yet.
+        self.collect_ghosts(&mut group, now_ms).await?;
         self.collect(&mut group, now_ms).await?;
         self.collect_orphans(&mut group, now_ms);
-        let Group { mut batch, blocks, told, changes, .. } = group;
+        self.garbage.collect(&mut group, Instant::now());
+        let marks = group.finish_marks();
+        self.journal.grow_states(group.grown_states);
+        self.journal.grow(group.grown_values);
+        if group.given_up > 0 {
+            self.metrics.gaps_given_up.increment(group.given_up);
+            warn!(
+                numbers = group.given_up,
+                "a producer's numbers have too many gaps: of the lowest it is no longer known whether they were done"
+            );
+        }
+        let Group { mut batch, blocks, outgoing, told, changes, .. } = group;
         let writing = Unfinished::new(&self.shared);
         gathering.finished();
         let mut records = Vec::with_capacity(told.len());
@@ -190,19 +228,36 @@ impl Committer {
             batch.put(location.key(), value);
             records.extend(block.identities.into_iter().map(|identity| (identity, location)));
         }
-        if batch.is_empty() {
+        let mut unconfirmed = Vec::with_capacity(outgoing.len());
+        for block in outgoing {
+            batch.put(outgoing_key(self.next_outgoing), block.builder.finish(now_ms));
+            unconfirmed.push((self.next_outgoing, block.entries));
+            self.next_outgoing += 1;
+        }
+        if batch.is_empty() && told.is_empty() {
             writing.finished();
             self.look_at_size();
             return Ok(());
         }
 
         let started = Instant::now();
-        self.shared.backend.commit(batch).await?;
+        // Without rows there is nothing to wait for: what was handed in before is durable.
+        if !batch.is_empty() {
+            self.shared.backend.commit(batch).await?;
+        }
         let synced = Instant::now();
 
         // The index first: whoever is told lets go of its claim, and the next twin must find the record.
         for (identity, location) in records {
-            self.shared.index.insert(identity, location);
+            if let Some(known) = self.shared.index.insert(identity, location) {
+                self.shared.supersede(identity, known, location).await?;
+            }
+        }
+        for (sequence, entries) in unconfirmed {
+            self.shared.unconfirmed().add(sequence, &entries);
+        }
+        if !marks.is_empty() {
+            self.shared.watermarks.set(marks);
         }
         self.apply(changes);
         self.metrics.sync_seconds.record(synced.duration_since(started).as_secs_f64());
@@ -218,71 +273,35 @@ impl Committer {
         Ok(())
     }
 
-    fn apply(&self, changes: Vec<Change>) {
+    /// The rows are durable: memory learns of them.
+    fn apply(&mut self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
         }
         let mut rows = self.shared.rows();
         for change in changes {
-            match change {
-                Change::PutAttempts(identity, attempts) => {
-                    rows.attempts.insert(identity, attempts);
-                }
-                Change::RemoveAttempts(identity) => {
-                    rows.attempts.remove(&identity);
-                }
-                Change::PutPending(identity) => {
-                    rows.pending.insert(identity, ());
-                }
-                Change::RemovePending(identity) => {
-                    rows.pending.remove(&identity);
-                }
+            if let Change::PutState(change) = &change {
+                self.shared.states.persisted(change.key);
             }
-        }
-    }
-
-    /// Stops intake before the files pass the limit, and lets it go on when there is room.
-    ///
-    /// sled's files do not shrink, they are filled again; so room is counted by what lives in them.
-    fn look_at_size(&mut self) {
-        self.looked_at_size = Instant::now();
-        let disk_bytes = self.shared.backend.disk_bytes();
-        let limit = self.size_bytes_max;
-        self.metrics.store_bytes.set(disk_bytes as f64);
-        self.metrics.index_ids.set(self.shared.index.len() as f64);
-        let live_bytes = self.journal.live_bytes().saturating_mul(DISK_OVERHEAD);
-        let was_full = *self.shared.full.borrow();
-        let percent = |percent: u64| limit / 100 * percent;
-        let is_full = if was_full {
-            disk_bytes >= percent(95) && live_bytes >= percent(80)
-        } else {
-            disk_bytes >= percent(95) && live_bytes >= percent(90)
-        };
-        if is_full != was_full {
-            self.metrics.store_full.set(if is_full { 1.0 } else { 0.0 });
-            if is_full {
-                warn!(
-                    store_bytes = disk_bytes,
-                    max_size_bytes = limit,
-                    "the store is full, intake is stopped until records expire: raise max_size or shorten retention"
-                );
-            } else {
-                info!(store_bytes = disk_bytes, "the store has room again, intake goes on");
+            if let Some(spilled) = rows.apply(change) {
+                self.garbage.add(spilled);
             }
-            self.shared.full.send_replace(is_full);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use tempfile::TempDir;
 
     use super::super::group::COLLECT_BLOCKS_MAX;
+    use super::super::outcome::Outcome;
     use super::super::record;
-    use super::super::record::Outcome;
+    use super::super::rows::Spilled;
+    use super::super::spill::{Owner, PIECE_PREFIX};
     use super::super::tests::{dead_record, record};
-    use super::super::{QueueId, QueueRetention, Record, Store, StoreOptions};
+    use super::super::{QueueId, QueueRetention, Record, Records, Store, StoreOptions};
     use super::*;
     use crate::clock::Clock;
 
@@ -303,10 +322,11 @@ mod tests {
             let clock = Clock::manual(1_700_000_000_000);
             let mut options = StoreOptions::new(dir.path());
             options.clock = clock.clone();
-            let queue = QueueRetention { name: "orders".to_owned(), retention: RETENTION };
+            let name = "orders".to_owned();
+            let queue = QueueRetention { name, retention: RETENTION, classes: Vec::new() };
             let opened = Store::open(&options, &[queue], &|_| ()).await;
             let (store, committer, queues) = opened.expect("it opens");
-            Self { store, committer, queue: queues[0], clock, _dir: dir }
+            Self { store, committer, queue: queues[0].own, clock, _dir: dir }
         }
 
         async fn write(&mut self, records: impl Iterator<Item = Record>) {
@@ -315,6 +335,20 @@ mod tests {
             while !self.committer.waiting.is_empty() {
                 self.committer.write_group().await.expect("the disk is sound");
             }
+        }
+
+        /// Writes these rows and all that was handed in, in one group.
+        async fn rows(&mut self, rows: Vec<Change>) {
+            while let Ok(commit) = self.committer.commits.try_recv() {
+                self.committer.waiting.push_back(commit);
+            }
+            self.committer.waiting.push_back(commit(self.queue, None, rows));
+            self.committer.write_group().await.expect("the disk is sound");
+        }
+
+        async fn pieces(&self) -> usize {
+            let pieces = self.store.shared.backend.scan(PIECE_PREFIX, None, usize::MAX).await;
+            pieces.expect("it can be read").len()
         }
 
         /// Ids in the index, bytes that count as live, and blocks on disk.
@@ -330,12 +364,13 @@ mod tests {
     }
 
     fn commit(queue: QueueId, record: Option<Record>, rows: Vec<Change>) -> Commit {
-        Commit { queue, record, rows, submitted: Instant::now(), on_persisted: Box::new(drop) }
+        let records = record.into_iter().collect();
+        Commit { queue, records, rows, submitted: Instant::now(), on_persisted: Box::new(drop) }
     }
 
     #[tokio::test]
     async fn blocks_leave_after_their_retention_and_take_index_and_bytes_with_them() {
-        const PER_SECOND: u64 = 250;
+        const PER_SECOND: u64 = 1000;
         let mut fixture = Fixture::new().await;
         let mut disk_bytes_max = [0; 2];
         for second in 0..480 {
@@ -351,8 +386,8 @@ mod tests {
         println!("disk {early} {late}");
         assert!(late <= early * 3 / 2, "the files grow: {early}, later {late} bytes");
 
-        fixture.clock.advance(RETENTION);
-        for _ in 0..100 {
+        fixture.clock.advance(RETENTION * 2);
+        for _ in 0..400 {
             fixture.committer.write_group().await.expect("the disk is sound");
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));
@@ -371,6 +406,13 @@ mod tests {
         for _ in 0..blocks.div_ceil(COLLECT_BLOCKS_MAX) {
             fixture.committer.write_group().await.expect("the disk is sound");
         }
+        let (ids, ghost_bytes, blocks) = fixture.contents().await;
+        assert_eq!((ids, blocks), (0, 0));
+        assert!(ghost_bytes < 20_000 * 7, "{ghost_bytes} bytes of ghosts");
+        fixture.clock.advance(RETENTION);
+        for _ in 0..20_000_usize.div_ceil(600 * COLLECT_BLOCKS_MAX) {
+            fixture.committer.write_group().await.expect("the disk is sound");
+        }
         assert_eq!(fixture.contents().await, (0, 0, 0));
     }
 
@@ -384,7 +426,7 @@ mod tests {
         let rows = vec![Change::PutPending(dead.identity)];
         fixture.committer.waiting.push_back(commit(fixture.queue, Some(dead.clone()), rows));
         fixture.write((1000..3000).map(record)).await;
-        for _ in 0..3 {
+        for _ in 0..2 {
             fixture.clock.advance(RETENTION);
             for _ in 0..20 {
                 fixture.committer.write_group().await.expect("the disk is sound");
@@ -397,10 +439,62 @@ mod tests {
         let rows = vec![Change::RemovePending(dead.identity)];
         fixture.committer.waiting.push_back(commit(fixture.queue, None, rows));
         fixture.committer.write_group().await.expect("the disk is sound");
-        fixture.clock.advance(RETENTION);
-        for _ in 0..20 {
-            fixture.committer.write_group().await.expect("the disk is sound");
+        for _ in 0..2 {
+            fixture.clock.advance(RETENTION);
+            for _ in 0..20 {
+                fixture.committer.write_group().await.expect("the disk is sound");
+            }
         }
         assert_eq!(fixture.contents().await, (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_value_that_is_given_up_twice_counts_once() {
+        let mut fixture = Fixture::new().await;
+        fixture.write((0..1000).map(record)).await;
+        let (_, before, _) = fixture.contents().await;
+        let spilled = Spilled { id: 7, bytes: 8000 };
+        let pieces = (0..2).map(|number| {
+            let bytes = vec![1; 4000].into();
+            Change::PutPiece(spilled, number, Owner::Record(record(1).identity), bytes)
+        });
+        fixture.rows(pieces.collect()).await;
+        fixture.rows(vec![Change::RemoveSpilled(spilled), Change::RemoveSpilled(spilled)]).await;
+        for _ in 0..3 {
+            fixture.rows(Vec::new()).await;
+        }
+        assert_eq!(fixture.contents().await.1, before);
+    }
+
+    #[tokio::test]
+    async fn a_large_value_that_is_cut_off_while_it_is_written_goes_and_does_not_count() {
+        for groups in 0..4 {
+            let mut fixture = Fixture::new().await;
+            fixture.write((0..1000).map(record)).await;
+            let (_, before, _) = fixture.contents().await;
+            let store = fixture.store.clone();
+            let body = vec![3; 200_000].into();
+            let mut staged = Box::pin(store.stage_result(record(1).identity, None, body));
+            for _ in 0..groups {
+                assert!((&mut staged).now_or_never().is_none());
+                fixture.rows(Vec::new()).await;
+            }
+            assert!((&mut staged).now_or_never().is_none());
+            drop(staged);
+            let pieces = fixture.pieces().await;
+            assert_eq!(pieces, 6 * groups);
+            for _ in 0..5 {
+                // A message that ends: without any, nobody needs the room.
+                let gone = Change::RemoveAttempts(record(2).identity);
+                let submitted = Instant::now();
+                let (queue, records) = (fixture.queue, Records::new());
+                let on_persisted = Box::new(drop);
+                let rows = vec![gone];
+                store.commit(Commit { queue, records, rows, submitted, on_persisted }).await;
+                fixture.rows(Vec::new()).await;
+            }
+            assert_eq!(fixture.pieces().await, 0);
+            assert_eq!(fixture.contents().await.1, before);
+        }
     }
 }

@@ -15,10 +15,10 @@ pub(super) const LOCK_TRIES: u32 = 25;
 pub(super) const LOCK_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Locked by the process that has the store open.
-const LOCK: &str = "onceward.lock";
+pub(super) const LOCK: &str = "onceward.lock";
 
 /// Holds the note; made when the store's first commit is on disk. A directory with it and without rows has lost them.
-const NOTE: &str = "onceward.note";
+pub(super) const NOTE: &str = "onceward.note";
 
 /// Makes the directory and all above it that are missing; gives those that got a new entry.
 pub(super) fn make_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -67,11 +67,16 @@ pub(super) fn lock(path: &Path) -> Result<File, StoreError> {
 
 /// Replaces the note: after a crash there is the old one or the new one.
 pub(super) fn write_note(path: &Path, note: &[u8]) -> io::Result<()> {
-    let new = path.join(format!("{NOTE}.new"));
+    replace_file(path, NOTE, note)
+}
+
+/// Replaces a file in the directory, or makes it: after a crash there is the old one or the new one.
+pub(super) fn replace_file(path: &Path, name: &str, contents: &[u8]) -> io::Result<()> {
+    let new = path.join(format!("{name}.new"));
     let mut file = File::create(&new)?;
-    file.write_all(note)?;
+    file.write_all(contents)?;
     file.sync_all()?;
-    std::fs::rename(new, path.join(NOTE))?;
+    std::fs::rename(new, path.join(name))?;
     File::open(path)?.sync_all()
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Opens the store as a worker would, so it needs the store for itself; removes and writes nothing but the epoch.
 
-use super::record::{Attempts, Outcome};
+use super::outcome::Outcome;
+use super::record::Attempts;
 use super::{Store, StoreError, StoreOptions};
 use crate::identity::ScopeName;
 
@@ -19,6 +20,8 @@ pub enum Inspection {
         /// When it was first delivered, in milliseconds since 1970.
         first_seen_ms: u64,
     },
+    /// It had an outcome, and its record has expired.
+    Expired,
     /// There is no trace of it: never delivered, still on its first attempt, or collected.
     Unknown,
 }
@@ -52,6 +55,16 @@ pub enum InspectScope<'a> {
     Tenant(&'a [u8]),
 }
 
+impl InspectScope<'_> {
+    pub(super) fn name(self) -> ScopeName {
+        match self {
+            Self::Queue(name) => ScopeName::queue(name),
+            Self::Global => ScopeName::global(),
+            Self::Tenant(name) => ScopeName::tenant(name),
+        }
+    }
+}
+
 /// Looks up one id in the store of a stopped worker.
 ///
 /// # Errors
@@ -64,17 +77,15 @@ pub async fn inspect(
     id: &[u8],
 ) -> Result<Inspection, StoreError> {
     let (store, _committer, _) = Store::open(options, &[], &|_| {}).await?;
-    let scope = match scope {
-        InspectScope::Queue(name) => ScopeName::queue(name),
-        InspectScope::Global => ScopeName::global(),
-        InspectScope::Tenant(name) => ScopeName::tenant(name),
-    };
-    let identity = store.hash_key().identity(&scope, id);
+    let identity = store.hash_key().identity(&scope.name(), id);
     let Some(found) = store.lookup(identity).await? else {
-        return Ok(store.attempts(identity).map_or(Inspection::Unknown, |attempts| {
-            let Attempts { started, first_seen_ms, .. } = attempts;
-            Inspection::Unfinished { attempts: started, first_seen_ms }
-        }));
+        return Ok(match store.attempts(identity) {
+            Some(Attempts { started, first_seen_ms, .. }) => {
+                Inspection::Unfinished { attempts: started, first_seen_ms }
+            }
+            None if store.has_expired(identity) => Inspection::Expired,
+            None => Inspection::Unknown,
+        });
     };
     Ok(Inspection::Known(Known {
         outcome: found.record.outcome,

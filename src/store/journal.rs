@@ -14,6 +14,8 @@ use super::record::{Location, QueueId};
 pub(super) struct Journal {
     queues: BTreeMap<QueueId, QueueJournal>,
     live_bytes: u64,
+    /// Bytes of the states of keys, which are not read when the store opens.
+    state_bytes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +31,7 @@ struct QueueJournal {
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     ends: Vec<NotedEnd>,
+    state_bytes: u64,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +47,7 @@ impl Journal {
     ///
     /// # Errors
     ///
-    /// The number of the first one that is missing before it.
+    /// The number of the first one that is missing before it; it is taken into account all the same.
     pub(super) fn read(
         &mut self,
         location: Location,
@@ -52,12 +55,24 @@ impl Journal {
         value_bytes: usize,
     ) -> Result<(), u64> {
         let queue = self.queues.entry(location.queue()).or_default();
-        if queue.oldest.is_some() && location.sequence() != queue.next_sequence {
-            return Err(queue.next_sequence);
-        }
+        let expected = queue.oldest.map(|_| queue.next_sequence);
         queue.next_sequence = location.sequence();
         self.add(location.queue(), committed_at_ms, value_bytes);
-        Ok(())
+        match expected {
+            Some(expected) if expected != location.sequence() => Err(expected),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives no number below this one to the queue's next block.
+    pub(super) fn skip_to(&mut self, queue: QueueId, next_sequence: u64) {
+        let queue = self.queues.entry(queue).or_default();
+        queue.next_sequence = queue.next_sequence.max(next_sequence);
+    }
+
+    /// The number of each queue's next block.
+    pub(super) fn ends(&self) -> impl Iterator<Item = (QueueId, u64)> {
+        self.queues.iter().map(|(id, queue)| (*id, queue.next_sequence))
     }
 
     /// Where the queue's next block goes.
@@ -75,9 +90,14 @@ impl Journal {
         self.live_bytes += value_bytes as u64;
     }
 
-    /// Takes the removal of a block into account.
-    pub(super) const fn remove(&mut self, value_bytes: usize) {
-        self.live_bytes = self.live_bytes.saturating_sub(value_bytes as u64);
+    /// Takes into account by how many bytes other rows have grown, or blocks have left.
+    pub(super) const fn grow(&mut self, bytes: i64) {
+        self.live_bytes = self.live_bytes.saturating_add_signed(bytes);
+    }
+
+    /// Takes into account by how many bytes the states of keys have grown.
+    pub(super) const fn grow_states(&mut self, bytes: i64) {
+        self.state_bytes = self.state_bytes.saturating_add_signed(bytes);
     }
 
     /// The first block of each queue that has any, and when it was committed.
@@ -90,9 +110,9 @@ impl Journal {
         self.queues.entry(queue).or_default().oldest = oldest;
     }
 
-    /// Bytes of all blocks.
+    /// Bytes of all blocks and other rows.
     pub(super) const fn live_bytes(&self) -> u64 {
-        self.live_bytes
+        self.live_bytes.saturating_add(self.state_bytes)
     }
 
     pub(super) fn note(&self, retention_ms: impl Fn(QueueId) -> u64) -> Note {
@@ -105,22 +125,23 @@ impl Journal {
                 None => 0,
             },
         });
-        Note { ends: ends.collect() }
+        Note { ends: ends.collect(), state_bytes: self.state_bytes }
     }
 
     /// Compares what was read with the last note, and never gives a number again that was given before.
     ///
     /// # Errors
     ///
-    /// The number of a block that is missing.
+    /// The number of a block that is missing; called again, one of another queue.
     pub(super) fn check(&mut self, note: &Note, now_ms: u64) -> Result<(), u64> {
+        self.state_bytes = note.state_bytes;
         for end in &note.ends {
             let queue = self.queues.entry(end.queue).or_default();
             if queue.next_sequence < end.next_sequence {
+                let missing = std::mem::replace(&mut queue.next_sequence, end.next_sequence);
                 if now_ms < end.expires_at_ms {
-                    return Err(queue.next_sequence);
+                    return Err(missing);
                 }
-                queue.next_sequence = end.next_sequence;
             }
         }
         Ok(())

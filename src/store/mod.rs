@@ -1,111 +1,107 @@
 //! The two-tier memory of what was done: an index in memory over a journal on stable storage.
 //!
-//! Owns identities' records, attempts of unfinished messages and the marks of unconfirmed dead letters. It is the only
-//! maker of [`Persisted`], the proof without which nothing is acknowledged. It knows nothing of brokers and
-//! of how handlers run.
+//! Owns identities' records and the rows beside them: states, steps, what is sent, attempts and marks of unfinished
+//! messages. It is the only maker of [`Persisted`], the proof without which nothing is acknowledged. It knows nothing
+//! of brokers and of how handlers run.
 
-use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::clock::{Clock, duration_ms};
+use crate::clock::Clock;
 use crate::identity::{HashKey, Identity};
 
 mod backend;
+mod change;
 mod collect;
+mod committed;
 mod committer;
+#[cfg(any(test, feature = "testkit"))]
+mod described;
 mod directory;
+mod garbage;
+mod ghosts;
 mod group;
 mod index;
 mod inspect;
 mod journal;
+mod mirror;
 mod open;
+mod options;
+mod outcome;
+mod outgoing;
+mod queues;
 mod record;
+mod recover;
+mod rows;
 #[cfg(any(test, feature = "testkit"))]
 mod simulated;
+mod size;
 mod sled;
+mod spill;
+mod state;
+mod steps;
+mod swap;
 #[cfg(test)]
 mod tests;
+mod tools;
+mod watermark;
 
 pub use self::backend::StoreError;
+pub(crate) use self::change::{Change, Commit, Records, StateChange};
 pub(crate) use self::committer::Committer;
+pub use self::index::MEMORY_BYTES_PER_ID;
 pub use self::inspect::{InspectScope, Inspection, Known, inspect};
-pub(crate) use self::record::{Attempts, ERROR_BYTES_MAX, QueueId, Record};
-pub use self::record::{DeadNote, Outcome, Reason};
+pub use self::options::StoreOptions;
+pub(crate) use self::outcome::ERROR_BYTES_MAX;
+pub use self::outcome::{DeadNote, ForgetNote, Outcome, Reason};
+pub(crate) use self::queues::{QueueIds, QueueRetention};
+pub(crate) use self::record::{Attempts, QueueId, Record};
+pub(crate) use self::rows::{
+    INLINE_BYTES_MAX, KeyId, KeyState, OutgoingRow, ResultRow, SharedState, StateValue, Stored,
+};
 #[cfg(any(test, feature = "testkit"))]
 pub use self::simulated::SimulatedDisk;
+#[cfg(feature = "testkit")]
+pub(crate) use self::simulated::{Fate, Op};
 use self::sled as engine;
+pub use self::tools::{
+    Compacted, Damage, ExportError, Exported, ForgetError, ForgetRequest, Forgotten, ImportError,
+    Imported, QueueStats, StoreStats, Verified, Watch, compact, export, forget, import, stats,
+    verify,
+};
+#[cfg(feature = "worker")]
+pub(crate) use self::tools::{Met, Reconciliation, is_store};
 
 use self::backend::Backend;
+use self::garbage::CutOff;
+use self::ghosts::GhostSet;
 use self::index::Index;
-use self::record::QueueRow;
-
-/// Memory of the index in bytes for one retained id, at worst; measured by `cargo bench --bench store`.
-pub const MEMORY_BYTES_PER_ID: u64 = 40;
-
-/// Where the store is and how large it may grow.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// Directory, made with mode 0700 if missing; one process at a time.
-    pub path: PathBuf,
-    /// Memory for pages of the store, in bytes; default 64 MiB; real use is two to three times that.
-    pub cache_bytes: u64,
-    /// Intake stops before the store's files grow past this, in bytes; default 10 GiB.
-    pub size_bytes_max: u64,
-    /// The clock that retention goes by.
-    pub clock: Clock,
-    /// A disk in memory in the place of `path`.
-    #[cfg(any(test, feature = "testkit"))]
-    pub simulated: Option<SimulatedDisk>,
-}
-
-impl StoreOptions {
-    /// The defaults, for a store in this directory.
-    #[must_use]
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            cache_bytes: 64 << 20,
-            size_bytes_max: 10 << 30,
-            clock: Clock::default(),
-            #[cfg(any(test, feature = "testkit"))]
-            simulated: None,
-        }
-    }
-}
+use self::mirror::Mirror;
+use self::outgoing::Unconfirmed;
+use self::record::Location;
+use self::state::States;
+pub(crate) use self::watermark::Watermark;
+use self::watermark::Watermarks;
 
 /// Proof that an outcome is on stable storage; made here only, used up by one settlement.
 #[derive(Debug)]
 #[must_use = "a proof is there to settle with"]
 pub(crate) struct Persisted(());
 
+impl Persisted {
+    /// The proof of the same commit, for another of its messages.
+    pub(crate) const fn again(&self) -> Self {
+        Self(())
+    }
+}
+
 /// Called when a commit is on stable storage; dropped uncalled if it never gets there.
 pub(crate) type OnPersisted = Box<dyn FnOnce(Persisted) + Send>;
-
-/// What becomes durable together, all or nothing.
-pub(crate) struct Commit {
-    pub(crate) queue: QueueId,
-    pub(crate) record: Option<Record>,
-    /// Rows beside the record.
-    pub(crate) rows: Vec<Change>,
-    pub(crate) submitted: Instant,
-    pub(crate) on_persisted: OnPersisted,
-}
-
-/// A row beside a record.
-#[derive(Debug)]
-pub(crate) enum Change {
-    PutAttempts(Identity, Attempts),
-    RemoveAttempts(Identity),
-    /// A dead letter is decided and not yet confirmed by the broker.
-    PutPending(Identity),
-    RemovePending(Identity),
-}
 
 /// A record that is known, with the proof that it is durable.
 #[derive(Debug)]
@@ -132,7 +128,14 @@ struct Shared {
     hash_key: HashKey,
     epoch: u64,
     clock: Clock,
-    rows: Mutex<Rows>,
+    rows: Mutex<Mirror>,
+    states: States,
+    unconfirmed: Mutex<Unconfirmed>,
+    watermarks: Watermarks,
+    ghosts: GhostSet,
+    /// The id of the next spilled value.
+    next_spilled: AtomicU64,
+    cut_off: CutOff,
     full: watch::Sender<bool>,
     failed: AtomicBool,
 }
@@ -143,17 +146,37 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// The small rows, mirrored in memory: there are only as many as messages in trouble.
-#[derive(Debug, Default)]
-struct Rows {
-    queues: BTreeMap<QueueId, QueueRow>,
-    attempts: HashMap<Identity, Attempts>,
-    pending: HashMap<Identity, ()>,
-}
-
 impl Shared {
-    fn rows(&self) -> MutexGuard<'_, Rows> {
+    fn rows(&self) -> MutexGuard<'_, Mirror> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unconfirmed(&self) -> MutexGuard<'_, Unconfirmed> {
+        self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// If the block that was known has an earlier record of the identity, the index is to know the later one only.
+    async fn supersede(
+        &self,
+        identity: Identity,
+        known: Location,
+        later: Location,
+    ) -> Result<(), StoreError> {
+        if known == later {
+            return Ok(());
+        }
+        let Some(block) = self.backend.get(&known.key()).await? else { return Ok(()) };
+        let found = record::find_in_block(&block, identity)
+            .map_err(|error| self.damaged(format!("block {}: {error}", known.sequence())))?;
+        if found.is_some() {
+            self.index.supersede(identity, later);
+        }
+        Ok(())
+    }
+
+    fn failed_earlier(&self) -> StoreError {
+        let reason = "an earlier write failed".into();
+        StoreError::Failed { path: self.path.clone(), reason }
     }
 
     fn damaged(&self, reason: impl Into<String>) -> StoreError {
@@ -189,10 +212,7 @@ impl Store {
     pub(crate) async fn lookup(&self, identity: Identity) -> Result<Option<Found>, StoreError> {
         while let Some(location) = self.shared.index.candidate(identity) {
             if self.has_failed() {
-                return Err(StoreError::Failed {
-                    path: self.shared.path.clone(),
-                    reason: "an earlier write failed".into(),
-                });
+                return Err(self.shared.failed_earlier());
             }
             match self.shared.backend.get(&location.key()).await? {
                 Some(value) => {
@@ -235,11 +255,23 @@ impl Store {
     /// Hands the commit to the committer, in order of these calls.
     ///
     /// Waits if the committer is far behind. After a failure of the store the commit is dropped, uncalled.
-    pub(crate) async fn commit(&self, commit: Commit) {
-        // Boxed where it has to wait, which is rare: every actor's task would be several times as large.
-        if let Err(mpsc::error::TrySendError::Full(commit)) = self.commits.try_send(commit) {
-            // The committer is gone after a failed write, and with it every hope of an acknowledgement.
-            let _ = Box::pin(self.commits.send(commit)).await;
+    pub(crate) async fn commit(&self, mut commit: Commit) {
+        let place = match self.commits.try_reserve() {
+            Ok(place) => Ok(place),
+            // Boxed where it has to wait, which is rare: every actor's task would be several times as large.
+            Err(TrySendError::Full(())) => Box::pin(self.commits.reserve()).await,
+            Err(TrySendError::Closed(())) => Err(SendError(())),
+        };
+        // Or else the committer is gone after a failed write, and with it every hope of an acknowledgement.
+        if let Ok(place) = place {
+            // With a place of its own nothing keeps the commit back any more: now the key's next message may see it.
+            for change in &commit.rows {
+                if let Change::PutState(change) = change {
+                    self.shared.states.hand_in(change);
+                }
+            }
+            self.shared.cut_off.leave_with(&mut commit.rows);
+            place.send(commit);
         }
     }
 
@@ -247,7 +279,7 @@ impl Store {
     pub(crate) async fn persist(
         &self,
         queue: QueueId,
-        record: Option<Record>,
+        records: Records,
         rows: Vec<Change>,
     ) -> Option<Persisted> {
         let (persisted, wait) = oneshot::channel();
@@ -256,20 +288,12 @@ impl Store {
             let _ = persisted.send(proof);
         });
         let submitted = Instant::now();
-        self.commit(Commit { queue, record, rows, submitted, on_persisted }).await;
+        self.commit(Commit { queue, records, rows, submitted, on_persisted }).await;
         wait.await.ok()
     }
-}
 
-/// A queue that the store keeps records of.
-#[derive(Clone, Debug)]
-pub(crate) struct QueueRetention {
-    pub(crate) name: String,
-    pub(crate) retention: Duration,
-}
-
-impl QueueRetention {
-    fn row(&self) -> QueueRow {
-        QueueRow { name: self.name.clone(), retention_ms: duration_ms(self.retention) }
+    /// The error for what was read whole and is not what was written.
+    pub(crate) fn damaged(&self, reason: impl Into<String>) -> StoreError {
+        self.shared.damaged(reason)
     }
 }

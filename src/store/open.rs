@@ -4,21 +4,26 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
 use super::backend::{BATCH_OPS_MAX, Backend, Batch, StoreError};
-use super::committer::{COMMITS_WAITING_MAX, Committer};
+use super::committed::Committed;
+use super::committer::{COMMITS_WAITING_MAX, Committer, Recovered};
+use super::garbage::CutOff;
+use super::ghosts::GhostSet;
 use super::index::Index;
 use super::journal::{Journal, Note};
-use super::record::{self, Attempts, Block, FORMAT, Location, Meta, QueueId, QueueRow};
-use super::{QueueRetention, Rows, Shared, Store, StoreOptions, engine};
+use super::mirror::Mirror;
+use super::outgoing::Unconfirmed;
+use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Record};
+use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, engine};
 use crate::identity::HashKey;
 
 /// Rows read at a time while scanning.
-const SCAN_ROWS: usize = 1024;
+pub(super) const SCAN_ROWS: usize = 1024;
 
 /// How far the rebuilding of the index is: records so far.
 pub(crate) type OpenProgress<'a> = &'a (dyn Fn(u64) + Send + Sync);
@@ -31,14 +36,21 @@ impl Store {
         options: &StoreOptions,
         queues: &[QueueRetention],
         progress: OpenProgress<'_>,
-    ) -> Result<(Self, Committer, Vec<QueueId>), StoreError> {
+    ) -> Result<(Self, Committer, Vec<QueueIds>), StoreError> {
         let backend = open_backend(options).await?;
         let opening = Opening { options, backend };
         let meta = opening.meta().await?;
         let mut rows = opening.rows().await?;
         let ids = opening.start_epoch(&meta, queues, &mut rows).await?;
         let index = Index::new();
-        let journal = opening.scan_blocks(&index, progress).await?;
+        let mut journal = opening.scan_blocks(&index, progress).await?;
+        let mut unconfirmed = Unconfirmed::default();
+        let next_outgoing = opening.outgoing(&mut unconfirmed).await?;
+        let states = opening.states().await?;
+        let watermarks = opening.watermarks().await?;
+        let ghosts = GhostSet::default();
+        let oldest_ghosts = opening.ghosts(&ghosts, &mut journal).await?;
+        let garbage = opening.spilled(&rows, &unconfirmed, (&index, &mut journal)).await?;
 
         let (full, _) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -49,18 +61,25 @@ impl Store {
             epoch: meta.epoch,
             clock: options.clock.clone(),
             rows: Mutex::new(rows),
+            states,
+            unconfirmed: Mutex::new(unconfirmed),
+            watermarks,
+            ghosts,
+            next_spilled: AtomicU64::new(meta.epoch << 32),
+            cut_off: CutOff::default(),
             full,
             failed: AtomicBool::new(false),
         });
         let (commits, waiting) = mpsc::channel(COMMITS_WAITING_MAX);
+        let recovered = Recovered { journal, garbage, oldest_ghosts, next_outgoing };
         let committer =
-            Committer::new(Arc::clone(&shared), waiting, journal, options.size_bytes_max);
+            Committer::new(Arc::clone(&shared), waiting, recovered, options.size_bytes_max);
         Ok((Self { shared, commits }, committer, ids))
     }
 }
 
 #[cfg(any(test, feature = "testkit"))]
-async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+pub(super) async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
     match &options.simulated {
         Some(disk) => Ok(Arc::new(disk.open()?)),
         None => open_sled(options).await,
@@ -68,7 +87,7 @@ async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreE
 }
 
 #[cfg(not(any(test, feature = "testkit")))]
-async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+pub(super) async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
     open_sled(options).await
 }
 
@@ -84,9 +103,10 @@ async fn open_sled(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreErro
     }
 }
 
-struct Opening<'a> {
+/// A store that is being opened.
+pub(super) struct Opening<'a> {
     options: &'a StoreOptions,
-    backend: Arc<dyn Backend>,
+    pub(super) backend: Arc<dyn Backend>,
 }
 
 impl Opening<'_> {
@@ -111,59 +131,44 @@ impl Opening<'_> {
         Ok(Meta { epoch: meta.epoch + 1, ..meta })
     }
 
-    async fn rows(&self) -> Result<Rows, StoreError> {
-        let mut rows = Rows::default();
-        for (key, value) in self.scan_all(record::QUEUE_PREFIX).await? {
-            let number = key.strip_prefix(record::QUEUE_PREFIX).and_then(|key| key.try_into().ok());
-            let Some(number) = number else {
-                return Err(self.damaged("a queue's key"));
-            };
-            rows.queues.insert(QueueId(u16::from_be_bytes(number)), self.read("a queue", &value)?);
-        }
-        for (key, value) in self.scan_all(record::ATTEMPTS_PREFIX).await? {
-            let identity = record::identity_of_key(record::ATTEMPTS_PREFIX, &key)
-                .ok_or_else(|| self.damaged("a key of attempts"))?;
-            rows.attempts.insert(identity, self.read::<Attempts>("attempts", &value)?);
-        }
-        for (key, value) in self.scan_all(record::PENDING_PREFIX).await? {
-            let identity = record::identity_of_key(record::PENDING_PREFIX, &key)
-                .ok_or_else(|| self.damaged("a key of a pending dead letter"))?;
-            self.read::<()>("a pending dead letter", &value)?;
-            rows.pending.insert(identity, ());
-        }
-        Ok(rows)
-    }
-
     /// Makes the new epoch and the queues' rows durable before anything else happens in it.
     async fn start_epoch(
         &self,
         meta: &Meta,
         queues: &[QueueRetention],
-        rows: &mut Rows,
-    ) -> Result<Vec<QueueId>, StoreError> {
+        rows: &mut Mirror,
+    ) -> Result<Vec<QueueIds>, StoreError> {
         let mut batch = Batch::default();
         batch.put(record::META_KEY.to_vec(), record::seal(meta));
         let mut ids = Vec::with_capacity(queues.len());
         for queue in queues {
-            let known = rows.queues.iter().find(|(_, row)| row.name == queue.name);
-            let next = rows.queues.keys().next_back().map_or(Some(0), |last| last.0.checked_add(1));
-            let Some(id) = known.map(|(id, _)| *id).or_else(|| next.map(QueueId)) else {
-                return Err(StoreError::Unusable {
-                    path: self.options.path.clone(),
-                    reason: format!("no number is left for queue {:?}", queue.name),
-                });
-            };
-            let row: QueueRow = queue.row();
-            if batch.len() == BATCH_OPS_MAX {
-                // No need to be atomic: a crash between leaves queues that are numbered the same way again.
-                self.backend.commit(std::mem::take(&mut batch)).await?;
+            let mut numbers = Vec::with_capacity(1 + queue.classes.len());
+            for row in queue.rows() {
+                let id = self.number(&row, rows)?;
+                if batch.len() == BATCH_OPS_MAX {
+                    // No need to be atomic: a crash between leaves queues that are numbered the same way again.
+                    self.backend.commit(std::mem::take(&mut batch)).await?;
+                }
+                batch.put(record::queue_key(id), record::seal(&row));
+                rows.queues.insert(id, row);
+                numbers.push(id);
             }
-            batch.put(record::queue_key(id), record::seal(&row));
-            rows.queues.insert(id, row);
-            ids.push(id);
+            let classes = numbers.split_off(1);
+            ids.extend(numbers.first().map(|own| QueueIds { own: *own, classes }));
         }
         self.backend.commit(batch).await?;
         Ok(ids)
+    }
+
+    /// The number that a queue or class has, or else the next one.
+    fn number(&self, row: &QueueRow, rows: &Mirror) -> Result<QueueId, StoreError> {
+        let is_same = |known: &QueueRow| known.name == row.name && known.class == row.class;
+        let known = rows.queues.iter().find(|(_, known)| is_same(known)).map(|(id, _)| *id);
+        let next = rows.queues.keys().next_back().map_or(Some(0), |last| last.0.checked_add(1));
+        known.or_else(|| next.map(QueueId)).ok_or_else(|| StoreError::Unusable {
+            path: self.options.path.clone(),
+            reason: format!("no number is left for queue {:?}", row.name),
+        })
     }
 
     async fn scan_blocks(
@@ -185,7 +190,10 @@ impl Opening<'_> {
                 let block: Block = self.read(&what, &value)?;
                 records += block.records.len() as u64;
                 for record in &block.records {
-                    index.insert(record.identity, location);
+                    if let Some(known) = index.insert(record.identity, location) {
+                        self.resolve(index, record, block.committed_at_ms, (known, location))
+                            .await?;
+                    }
                 }
                 journal
                     .read(location, block.committed_at_ms, value.len())
@@ -202,19 +210,50 @@ impl Opening<'_> {
         Ok(journal)
     }
 
+    /// Finds out which record of an identity counts that lies in two blocks, read in no order of time: the later one.
+    async fn resolve(
+        &self,
+        index: &Index,
+        record: &Record,
+        committed_at_ms: u64,
+        (known, location): (Location, Location),
+    ) -> Result<(), StoreError> {
+        let Record { identity, .. } = record;
+        if known == location {
+            return Ok(());
+        }
+        let Some(block) = self.backend.get(&known.key()).await? else { return Ok(()) };
+        let found = record::find_in_block(&block, *identity)
+            .map_err(|error| self.damaged(format!("block {}: {error}", known.sequence())))?;
+        // Without one it is another identity that shares the bits: both stay.
+        let Some((known_at_ms, known_record)) = found else { return Ok(()) };
+        let known = Committed::new(known, known_at_ms, &known_record);
+        let read = Committed::new(location, committed_at_ms, record);
+        let later = if read.is_after(&known) { read } else { known };
+        index.supersede(*identity, later.at);
+        Ok(())
+    }
+
     fn missing(&self, block: u64) -> StoreError {
         self.damaged(format!("block {block} is missing, and perhaps others after it"))
     }
 
-    async fn scan_all(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub(super) async fn scan_all(
+        &self,
+        prefix: &[u8],
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
         self.backend.scan(prefix, None, usize::MAX).await
     }
 
-    fn read<T: DeserializeOwned>(&self, what: &str, value: &[u8]) -> Result<T, StoreError> {
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        what: &str,
+        value: &[u8],
+    ) -> Result<T, StoreError> {
         record::unseal(value).map_err(|error| self.damaged(format!("{what}: {error}")))
     }
 
-    fn damaged(&self, reason: impl Into<String>) -> StoreError {
+    pub(super) fn damaged(&self, reason: impl Into<String>) -> StoreError {
         StoreError::Damaged { path: self.options.path.clone(), reason: reason.into() }
     }
 }

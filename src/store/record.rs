@@ -10,86 +10,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::backend::VALUE_BYTES_MAX;
+use super::outcome::Outcome;
+use super::rows::ResultRow;
 use crate::identity::{Fingerprint, Identity};
 
 /// Format of all rows; a change of any encoding below raises it.
-pub(crate) const FORMAT: u16 = 1;
-
-/// Longest error text in a record, in bytes; with the longest id a record still fits a block.
-pub(crate) const ERROR_BYTES_MAX: usize = 512;
-
-/// Why a message was dead-lettered; the names are the values of `x-onceward-reason`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The body or a header does not decode.
-    Decode,
-    /// There is no id.
-    MissingId,
-    /// The id or key is of a wrong type or too long.
-    BadId,
-    /// The id is known with another body.
-    Conflict,
-    /// The body is over the limit.
-    TooLarge,
-    /// The handler said that no attempt can succeed.
-    Rejected,
-    /// The last attempt failed.
-    Exhausted,
-    /// The last attempt ended with the process.
-    CrashLoop,
-}
-
-impl Reason {
-    /// All of them, in order of declaration.
-    pub const ALL: [Self; 8] = [
-        Self::Decode,
-        Self::MissingId,
-        Self::BadId,
-        Self::Conflict,
-        Self::TooLarge,
-        Self::Rejected,
-        Self::Exhausted,
-        Self::CrashLoop,
-    ];
-
-    /// The name in headers, metrics and logs.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Decode => "decode",
-            Self::MissingId => "missing-id",
-            Self::BadId => "bad-id",
-            Self::Conflict => "conflict",
-            Self::TooLarge => "too-large",
-            Self::Rejected => "rejected",
-            Self::Exhausted => "exhausted",
-            Self::CrashLoop => "crash-loop",
-        }
-    }
-}
-
-/// How a message ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// Its handler returned `Ok`.
-    Done,
-    /// It went to the dead-letter queue.
-    Dead(Box<DeadNote>),
-}
-
-/// What is kept of a dead message beside its identity.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadNote {
-    /// Why.
-    pub reason: Reason,
-    /// The last error, cut to 512 bytes.
-    pub error: String,
-    /// The id as it came, if there was one.
-    pub id: Vec<u8>,
-    /// When it was first delivered, in milliseconds since 1970.
-    pub first_seen_ms: u64,
-}
+pub(crate) const FORMAT: u16 = 2;
 
 /// The outcome of one message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) fingerprint: Fingerprint,
     pub(crate) attempts: u32,
     pub(crate) outcome: Outcome,
+    /// What its handler returned, if that was a value.
+    pub(crate) result: Option<Box<ResultRow>>,
 }
 
 /// Records that became durable together.
@@ -120,6 +48,8 @@ pub(crate) struct Meta {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct QueueRow {
     pub(crate) name: String,
+    /// The value of the header that gives its messages a retention of their own.
+    pub(crate) class: Option<String>,
     pub(crate) retention_ms: u64,
 }
 
@@ -146,6 +76,9 @@ pub(crate) struct Location(u64);
 
 const SEQUENCE_BITS: u32 = 48;
 
+/// Highest number of a block.
+pub(super) const SEQUENCE_MAX: u64 = (1 << SEQUENCE_BITS) - 1;
+
 impl Location {
     pub(crate) fn new(queue: QueueId, sequence: u64) -> Self {
         assert!(sequence < 1 << SEQUENCE_BITS, "2^48 blocks were written");
@@ -170,7 +103,7 @@ impl Location {
     }
 
     pub(crate) const fn sequence(self) -> u64 {
-        self.0 & ((1 << SEQUENCE_BITS) - 1)
+        self.0 & SEQUENCE_MAX
     }
 
     pub(crate) const fn queue(self) -> QueueId {
@@ -254,7 +187,7 @@ fn unsealed(value: &[u8]) -> Result<&[u8], UnsealError> {
     }
 }
 
-/// The record of one identity in a block, without decoding the others; with the time of the block.
+/// The last record of one identity in a block, without decoding the others; with the time of the block.
 pub(crate) fn find_in_block(
     value: &[u8],
     identity: Identity,
@@ -268,7 +201,8 @@ pub(crate) fn find_in_block(
     // letter's header. What begins there must decode as a record, and even then it names this identity.
     let found = memchr::memmem::find_iter(records, identity.as_bytes())
         .filter_map(|at| decode(records.get(at..)?))
-        .find(|(record, _)| record.identity == identity);
+        .filter(|(record, _)| record.identity == identity)
+        .last();
     Ok(found.map(|(record, _)| (committed_at_ms, record)))
 }
 
@@ -286,7 +220,7 @@ pub(crate) struct BlockBuilder {
 }
 
 /// Room for everything but the records: format, time (10), count (5), checksum.
-const BLOCK_OVERHEAD_BYTES: usize = 1 + 10 + 5 + CHECKSUM_BYTES;
+pub(super) const BLOCK_OVERHEAD_BYTES: usize = 1 + 10 + 5 + CHECKSUM_BYTES;
 
 impl BlockBuilder {
     /// Adds the record, unless it no longer fits.
@@ -315,13 +249,19 @@ impl BlockBuilder {
     }
 }
 
-/// Encodes a record for [`BlockBuilder::push`].
+/// Encodes a record for [`BlockBuilder::push`], behind what is there already.
 pub(crate) fn encode_record(record: &Record, into: &mut Vec<u8>) {
-    into.clear();
     #[expect(clippy::expect_used, reason = "records are plain data, which postcard always encodes")]
     let encoded =
         postcard::to_extend(record, std::mem::take(into)).expect("records are plain data");
     *into = encoded;
+}
+
+/// Encodes what lies in a block with others.
+pub(crate) fn encode(value: &impl Serialize) -> Vec<u8> {
+    #[expect(clippy::expect_used, reason = "rows are plain data, which postcard always encodes")]
+    let encoded = postcard::to_stdvec(value).expect("rows are plain data");
+    encoded
 }
 
 /// Postcard's variable-length integer.
@@ -337,27 +277,50 @@ fn varint(mut number: u64, into: &mut Vec<u8>) {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::outcome::{DeadNote, ERROR_BYTES_MAX, ForgetNote, Reason};
+    use super::super::rows::{Spilled, Stored};
     use super::*;
 
     fn record() -> impl Strategy<Value = Record> {
-        let dead =
-            (0..8usize, ".{0,100}", proptest::collection::vec(any::<u8>(), 0..1024), any::<u64>())
-                .prop_map(|(reason, error, id, first_seen_ms)| {
-                    let reason = Reason::ALL[reason];
-                    Outcome::Dead(Box::new(DeadNote { reason, error, id, first_seen_ms }))
-                });
+        let dead = (
+            0..Reason::ALL.len(),
+            ".{0,100}",
+            proptest::collection::vec(any::<u8>(), 0..1024),
+            any::<u64>(),
+        )
+            .prop_map(|(reason, error, id, first_seen_ms)| {
+                let reason = Reason::ALL[reason];
+                Outcome::Dead(Box::new(DeadNote { reason, error, id, first_seen_ms }))
+            });
+        let forgotten = (".{0,100}", proptest::collection::vec(any::<u8>(), 0..1024))
+            .prop_map(|(reason, id)| Outcome::Forgotten(Box::new(ForgetNote { reason, id })));
         (
             any::<[u8; 16]>(),
             any::<u64>(),
             any::<u32>(),
-            prop_oneof![9 => Just(Outcome::Done), 1 => dead],
+            prop_oneof![8 => Just(Outcome::Done), 1 => dead, 1 => forgotten],
+            prop_oneof![9 => Just(None), 1 => result()],
         )
-            .prop_map(|(identity, fingerprint, attempts, outcome)| Record {
+            .prop_map(|(identity, fingerprint, attempts, outcome, result)| Record {
                 identity: Identity::from_bytes(identity),
                 fingerprint: postcard::from_bytes(&fingerprint.to_le_bytes()).unwrap(),
                 attempts,
                 outcome,
+                result,
             })
+    }
+
+    fn result() -> impl Strategy<Value = Option<Box<ResultRow>>> {
+        let body = prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..1000)
+                .prop_map(|bytes| Stored::Inline(bytes.into())),
+            any::<(u64, u64)>().prop_map(|(id, bytes)| Stored::Spilled(Spilled { id, bytes })),
+        ];
+        (any::<[u8; 8]>(), proptest::option::of(".{0,50}"), body).prop_map(
+            |(checksum, content_type, body)| {
+                Some(Box::new(ResultRow { signature: 1, checksum, content_type, body }))
+            },
+        )
     }
 
     proptest! {
@@ -370,6 +333,7 @@ mod tests {
             let mut block = BlockBuilder::default();
             let mut bytes = Vec::new();
             let packed = records.iter().take_while(|record| {
+                bytes.clear();
                 encode_record(record, &mut bytes);
                 block.push(&bytes)
             }).count();
@@ -386,7 +350,7 @@ mod tests {
 
         #[test]
         fn a_changed_byte_is_noticed(at in 0usize..1000, flip in 1u8..) {
-            let row = QueueRow { name: "orders".to_owned(), retention_ms: 7 };
+            let row = QueueRow { name: "orders".to_owned(), class: None, retention_ms: 7 };
             let mut value = seal(&row);
             let at = at % value.len();
             value[at] ^= flip;
@@ -420,6 +384,7 @@ mod tests {
                 id: vec![0; crate::identity::ID_BYTES_MAX],
                 first_seen_ms: u64::MAX,
             })),
+            result: None,
         };
         let mut bytes = Vec::new();
         encode_record(&largest, &mut bytes);

@@ -1,8 +1,10 @@
 //! A disk for tests: it keeps what was synced and forgets the rest when the power goes.
 //!
-//! A commit takes the sync delay; until it is over, its rows can be read but do not survive [`SimulatedDisk::cut`].
+//! A commit takes the sync delay; until it is over, its rows can be read but do not survive [`SimulatedDisk::cut`]. A
+//! witness sees each commit at the end of that delay and may cut the power there.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +12,9 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use super::backend::{Backend, Batch, Row, StoreError};
+use super::described::{self, NameOf};
+use super::record::{self, Meta};
+use crate::identity::HashKey;
 
 /// A disk in memory; clones are handles to the same one.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +22,7 @@ pub struct SimulatedDisk {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     durable: BTreeMap<Vec<u8>, Vec<u8>>,
     /// What reads see: the durable rows and those of a commit under way.
@@ -29,6 +34,29 @@ struct State {
     failing: bool,
     syncs: u64,
     note: Option<Vec<u8>>,
+    witness: Option<Witness>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("life", &self.life).field("syncs", &self.syncs).finish()
+    }
+}
+
+/// A row written, or removed if it has no value.
+pub(crate) type Op = (Vec<u8>, Option<Vec<u8>>);
+
+/// Sees the rows of each commit in the last moment before they are durable, and decides.
+pub(crate) type Witness = Arc<dyn Fn(&[Op]) -> Fate + Send + Sync>;
+
+/// What becomes of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Durable,
+    /// The power is cut and the commit is gone; nobody is told anything any more.
+    CutBefore,
+    /// It is durable, and then the power is cut before anybody is told.
+    CutAfter,
 }
 
 impl SimulatedDisk {
@@ -60,6 +88,36 @@ impl SimulatedDisk {
     #[must_use]
     pub fn syncs(&self) -> u64 {
         self.lock().syncs
+    }
+
+    /// Has every commit from now on decided by the witness.
+    pub(crate) fn set_witness(&self, witness: Witness) {
+        self.lock().witness = Some(witness);
+    }
+
+    /// A disk of its own with what is durable on this one, as it would be found after a power cut now.
+    pub(crate) fn fork(&self) -> Self {
+        let state = self.lock();
+        let durable = state.durable.clone();
+        let forked = State {
+            current: durable.clone(),
+            durable,
+            note: state.note.clone(),
+            ..State::default()
+        };
+        Self { state: Arc::new(Mutex::new(forked)) }
+    }
+
+    /// The random key of the store on it; `None` while there is none.
+    pub(crate) fn hash_key(&self) -> Option<HashKey> {
+        let state = self.lock();
+        let meta: Meta = record::unseal(state.current.get(record::META_KEY)?).ok()?;
+        Some(HashKey::new(meta.hash_key))
+    }
+
+    /// What a commit says, in words.
+    pub(crate) fn describe(ops: &[Op], name_of: NameOf<'_>) -> String {
+        described::describe(ops, name_of)
     }
 
     pub(crate) fn open(&self) -> Result<SimulatedBackend, StoreError> {
@@ -140,12 +198,25 @@ impl Backend for SimulatedBackend {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let mut state = self.live()?;
-            if state.failing {
-                return Err(failed("fdatasync: Input/output error"));
+            let witness = self.live()?.witness.clone();
+            // Without the lock: it may look at the disk.
+            let fate = witness.map_or(Fate::Durable, |witness| witness(&ops));
+            if fate == Fate::CutBefore {
+                self.disk.cut();
+                return std::future::pending().await;
             }
-            apply(&mut state.durable, &ops);
-            state.syncs += 1;
+            {
+                let mut state = self.live()?;
+                if state.failing {
+                    return Err(failed("fdatasync: Input/output error"));
+                }
+                apply(&mut state.durable, &ops);
+                state.syncs += 1;
+            }
+            if fate == Fate::CutAfter {
+                self.disk.cut();
+                return std::future::pending().await;
+            }
             Ok(())
         }
         .boxed()
@@ -165,11 +236,48 @@ impl Backend for SimulatedBackend {
     }
 }
 
-fn apply(rows: &mut BTreeMap<Vec<u8>, Vec<u8>>, ops: &[(Vec<u8>, Option<Vec<u8>>)]) {
+fn apply(rows: &mut BTreeMap<Vec<u8>, Vec<u8>>, ops: &[Op]) {
     for (key, value) in ops {
         match value {
             Some(value) => rows.insert(key.clone(), value.clone()),
             None => rows.remove(key),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    fn batch(key: &str) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(key.as_bytes().to_vec(), b"x".to_vec());
+        batch
+    }
+
+    #[test]
+    fn a_witness_decides_what_of_a_commit_a_power_cut_leaves() {
+        for (fate, survives) in [(Fate::CutBefore, false), (Fate::CutAfter, true)] {
+            let disk = SimulatedDisk::new();
+            let seen = Arc::new(AtomicU32::new(0));
+            disk.set_witness({
+                let seen = Arc::clone(&seen);
+                Arc::new(move |_| match seen.fetch_add(1, Ordering::Relaxed) {
+                    1 => fate,
+                    _ => Fate::Durable,
+                })
+            });
+            let backend = disk.open().expect("nobody has it");
+            assert!(matches!(backend.commit(batch("a")).now_or_never(), Some(Ok(()))));
+            assert!(backend.commit(batch("b")).now_or_never().is_none(), "nobody is told");
+            assert!(backend.get(b"a").now_or_never().expect("at once").is_err());
+            let after = disk.fork().open().expect("a disk of its own");
+            let read = |key: &'static str| {
+                after.get(key.as_bytes()).now_or_never().expect("at once").expect("it works")
+            };
+            assert_eq!((read("a").is_some(), read("b").is_some()), (true, survives), "{fate:?}");
+        }
     }
 }

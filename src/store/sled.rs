@@ -18,6 +18,14 @@ use tokio::sync::oneshot;
 
 use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
 use super::directory::{self, LOCK_RETRY_DELAY, LOCK_TRIES};
+use super::record::FORMAT;
+use super::swap::{self, Settled};
+
+/// Size of sled's segments, four times its default.
+///
+/// sled frees a segment when what replaces it is written, not when it is synced, and takes it for the segment after the
+/// next. So no batch may make more log than this.
+pub(super) const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct SledBackend {
@@ -46,6 +54,14 @@ impl SledBackend {
             .map_err(|error| unusable("making the directory", &error))?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
+        match swap::settle(path) {
+            Ok(Settled::Whole) => {}
+            Ok(Settled::Unfinished) => {
+                let reason = "an import into it did not end: run the import again, or remove it";
+                return Err(StoreError::Unusable { path: path.to_owned(), reason: reason.into() });
+            }
+            Err(error) => return Err(unusable("finishing its replacement", &error)),
+        }
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
         let db = open_unlocked(path, cache_bytes)?;
         if directory::was_used(path) && db.is_empty() {
@@ -69,6 +85,11 @@ impl SledBackend {
             writer: Some(writer),
             thread: Some(thread),
         })
+    }
+
+    /// Held on, the store stays this process's when the engine is closed.
+    pub(crate) fn lock(&self) -> Arc<File> {
+        Arc::clone(&self.lock)
     }
 
     fn failed(&self, reason: impl ToString) -> StoreError {
@@ -168,7 +189,11 @@ fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
 }
 
 fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {
-    let config = sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
+    let config = sled::Config::new()
+        .path(path)
+        .cache_capacity(cache_bytes)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(None);
     let mut tries = 1;
     loop {
         // sled asserts on some damaged files instead of returning an error.
@@ -184,6 +209,10 @@ fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> 
             Ok(Err(error)) if is_locked(&error) => Err(StoreError::InUse { path }),
             Ok(Err(sled::Error::Io(error))) => {
                 Err(StoreError::Unusable { path, reason: error.to_string() })
+            }
+            // Other segments than ours: those of format 1.
+            Ok(Err(sled::Error::Unsupported(_))) => {
+                Err(StoreError::Format { path, found: 1, known: FORMAT })
             }
             Ok(Err(error)) => Err(StoreError::Damaged { path, reason: error.to_string() }),
             Err(_) => Err(StoreError::Damaged { path, reason: "sled cannot read it".to_owned() }),

@@ -51,8 +51,15 @@ pub const METRICS: &[Metric] = &[
     metric("onceward_done_total", C, &["queue"], "messages whose handler finished and whose outcome is durable"),
     metric("onceward_duplicates_total", C, &["queue"], "deliveries of a message that was known, being worked on or done"),
     metric("onceward_conflicts_total", C, &["queue"], "deliveries of a known id with another body"),
+    metric("onceward_replayed_total", C, &["queue"], "duplicates that were answered with the stored result"),
+    metric("onceward_expired_total", C, &["queue"], "messages whose record had expired, run again or dead-lettered"),
+    metric("onceward_unsure_total", C, &["queue"], "numbered messages too old to tell whether they were done, dead-lettered"),
+    metric("onceward_steps_replayed_total", C, &["queue"], "steps that were not run again because their result is stored"),
     metric("onceward_retries_total", C, &["queue"], "attempts that failed and will be repeated"),
     metric("onceward_dead_total", C, &["queue", "reason"], "messages confirmed in the dead-letter queue"),
+    metric("onceward_outgoing_total", C, &["queue", "kind"], "messages and dead letters that the broker has confirmed"),
+    metric("onceward_outgoing_unroutable_total", C, &["queue", "kind"], "messages that no queue took or that cannot be sent: held, dead-lettered or dropped"),
+    metric("onceward_outgoing_held", G, &["queue", "kind"], "keys whose messages wait behind one that cannot be published now"),
     metric("onceward_returned_total", C, &["queue"], "deliveries left to the broker by a lost connection or a drain"),
     metric("onceward_settled_total", C, &["queue", "result"], "acknowledgements: acked, stale (of a lost connection) or failed"),
     metric("onceward_reconnects_total", C, &["queue"], "consuming connections that were lost"),
@@ -68,6 +75,7 @@ pub const METRICS: &[Metric] = &[
     metric("onceward_store_bytes", G, &[], "size of the store's files"),
     metric("onceward_store_full", G, &[], "1 while the store is over its size limit and intake is stopped"),
     metric("onceward_collected_total", C, &[], "records removed after their retention"),
+    metric("onceward_gaps_given_up_total", C, &[], "numbers of producers that were given up because there were too many gaps"),
 ];
 
 /// Tells the installed recorder what every metric means.
@@ -94,6 +102,10 @@ pub(crate) struct QueueMetrics {
     pub(crate) done: Counter,
     pub(crate) duplicates: Counter,
     pub(crate) conflicts: Counter,
+    pub(crate) replayed: Counter,
+    pub(crate) expired: Counter,
+    pub(crate) unsure: Counter,
+    pub(crate) steps_replayed: Counter,
     pub(crate) retries: Counter,
     dead: [Counter; Reason::ALL.len()],
     pub(crate) returned: Counter,
@@ -123,6 +135,10 @@ impl QueueMetrics {
             done: count("onceward_done_total"),
             duplicates: count("onceward_duplicates_total"),
             conflicts: count("onceward_conflicts_total"),
+            replayed: count("onceward_replayed_total"),
+            expired: count("onceward_expired_total"),
+            unsure: count("onceward_unsure_total"),
+            steps_replayed: count("onceward_steps_replayed_total"),
             retries: count("onceward_retries_total"),
             dead: Reason::ALL.map(|reason| {
                 counted(counter!(
@@ -150,6 +166,25 @@ impl QueueMetrics {
     }
 }
 
+/// The series of what is sent for one queue: its handler's messages or its dead letters.
+pub(crate) struct OutgoingMetrics {
+    pub(crate) confirmed: Counter,
+    pub(crate) unroutable: Counter,
+    pub(crate) held: Gauge,
+}
+
+impl OutgoingMetrics {
+    pub(crate) fn new(queue: &str, kind: &'static str) -> Self {
+        let count = |name| counted(counter!(name, "queue" => queue.to_owned(), "kind" => kind));
+        let held = gauge!("onceward_outgoing_held", "queue" => queue.to_owned(), "kind" => kind);
+        Self {
+            confirmed: count("onceward_outgoing_total"),
+            unroutable: count("onceward_outgoing_unroutable_total"),
+            held: shown(held),
+        }
+    }
+}
+
 /// The series of the store.
 pub(crate) struct StoreMetrics {
     pub(crate) commit_seconds: Histogram,
@@ -159,6 +194,7 @@ pub(crate) struct StoreMetrics {
     pub(crate) store_bytes: Gauge,
     pub(crate) store_full: Gauge,
     pub(crate) collected: Counter,
+    pub(crate) gaps_given_up: Counter,
 }
 
 impl StoreMetrics {
@@ -171,6 +207,7 @@ impl StoreMetrics {
             store_bytes: shown(gauge!("onceward_store_bytes")),
             store_full: shown(gauge!("onceward_store_full")),
             collected: counted(counter!("onceward_collected_total")),
+            gaps_given_up: counted(counter!("onceward_gaps_given_up_total")),
         }
     }
 }

@@ -5,4 +5,4 @@ mod metrics;
 
 pub use self::health::{Health, Readiness};
 pub use self::metrics::{METRICS, Metric, MetricKind};
-pub(crate) use self::metrics::{QueueMetrics, StoreMetrics, describe_all};
+pub(crate) use self::metrics::{OutgoingMetrics, QueueMetrics, StoreMetrics, describe_all};

@@ -68,7 +68,10 @@ impl Queue {
         options.declare = Declare::Classic;
         options.retention = self.retention();
         options.identity.key = vec![Source::Header("key".to_owned())];
-        options.retry = Retry { initial: Duration::from_millis(1), ..Retry::default() };
+        // Attempts that could take longer than the shorter retention are refused; no handler here takes any time.
+        let wait = Duration::from_millis(1);
+        options.retry = Retry { initial: wait, max: wait, ..Retry::default() };
+        options.timeout = Duration::MAX;
         options
     }
 

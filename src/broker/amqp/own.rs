@@ -140,6 +140,13 @@ fn decide(subscription: &Subscription, found: &Description) -> Result<Consume, B
             "the broker deletes this queue, with its messages, when the worker disconnects"
         );
     }
+    if let Some(message_ttl_ms) = found.message_ttl_ms() {
+        warn!(
+            queue,
+            message_ttl_ms,
+            "the broker drops messages that wait longer in this queue, handled or not: declare it without x-message-ttl"
+        );
+    }
     match found.kind() {
         // An exclusive consumer is refused there.
         Some(Kind::Classic | Kind::Quorum) if found.single_active_consumer() => Ok(Consume::Plain),

@@ -10,6 +10,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 pub(super) const QUEUE_TYPE: &str = "x-queue-type";
 pub(super) const SINGLE_ACTIVE_CONSUMER: &str = "x-single-active-consumer";
+const MESSAGE_TTL: &str = "x-message-ttl";
 
 /// A declaration that describes the queue a little better with each refusal.
 #[derive(Debug, PartialEq)]
@@ -139,6 +140,14 @@ impl Description {
     pub(super) fn single_active_consumer(&self) -> bool {
         self.arguments.get(SINGLE_ACTIVE_CONSUMER) == Some(&Argument::Bool(true))
     }
+
+    /// After how many milliseconds the broker drops what waits; a policy can say so too, and is not seen here.
+    pub(super) fn message_ttl_ms(&self) -> Option<i64> {
+        match self.arguments.get(MESSAGE_TTL) {
+            Some(Argument::Integer(ms)) => Some(*ms),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +179,13 @@ mod tests {
         assert_eq!(found.arguments["x-max-length"], Argument::Integer(10));
         let exchange = Argument::Text("a 'b".to_owned());
         assert_eq!(found.arguments["x-dead-letter-exchange"], exchange);
+    }
+
+    #[test]
+    fn a_message_ttl_is_found_out() {
+        let ttl = ("x-message-ttl", "none but current is the value '60000' of type 'signedint'");
+        assert_eq!(learned(&[ttl]).message_ttl_ms(), Some(60_000));
+        assert_eq!(Description::new().message_ttl_ms(), None);
     }
 
     #[test]

@@ -4,20 +4,29 @@
 //! Talks to no broker and opens no store. The report is data first; text and JSON are two views of
 //! it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{ConfigArgs, Exit, complain, print};
+use crate::clock::duration_ms;
 use crate::identity::Scope;
 use crate::store::MEMORY_BYTES_PER_ID;
 use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
 use crate::worker::config::units::{approximate_size, format_duration, format_size};
 use crate::worker::config::{Config, ConfigErrors, QueueConfig};
 
-/// What one id costs: the index at worst, and the journal as measured with 256 records of 56 bytes in a block.
-const BYTES_PER_ID: BytesPerId = BytesPerId { memory: MEMORY_BYTES_PER_ID, disk: 120 };
+/// What one id costs: the index at worst, the journal as measured with 256 records of 56 bytes in a block, and of an
+/// expired one six bytes of its hash.
+const BYTES_PER_ID: BytesPerId =
+    BytesPerId { memory: MEMORY_BYTES_PER_ID, disk: 120, expired_memory: 8, expired_disk: 8 };
+
+/// What only the broker knows, and this command does not ask.
+const BROKER_NOTE: &str = "not asked here: with a message TTL (x-message-ttl or a policy) the broker drops what waits \
+                           too long, handled or not; set none";
 
 /// Check the configuration, and reckon memory and disk
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -25,8 +34,8 @@ pub struct CheckArgs {
     /// Where the configuration is.
     #[command(flatten)]
     pub config: ConfigArgs,
-    /// Messages per second to reckon with, for every queue or for one: 1000 or orders=1000;
-    /// repeatable
+    /// Messages per second to reckon with, for every queue, for one or for a class of retention_by: 1000, orders=1000
+    /// or orders/billing=10, others by the longest retention; repeatable
     #[arg(long, value_name = "RATE")]
     pub rate: Vec<Rate>,
     /// Print JSON
@@ -74,6 +83,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
 struct Report {
     ok: bool,
     broker: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broker_note: Option<&'static str>,
     store: StoreReport,
     http: Option<String>,
     queues: Vec<QueueReport>,
@@ -101,11 +112,20 @@ struct QueueReport {
     prefetch: u16,
     concurrency: usize,
     retention_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention_by: Option<ClassesReport>,
     dead_letter: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_per_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     needs: Option<Needs>,
+}
+
+/// Retentions of their own by the value of a header.
+#[derive(Debug, Serialize)]
+struct ClassesReport {
+    header: String,
+    values_ms: BTreeMap<String, u64>,
 }
 
 /// Ids retained at a time, and what they take.
@@ -135,6 +155,7 @@ impl Report {
         Self {
             ok: true,
             broker: config.broker.address(),
+            broker_note: (!config.broker.is_memory()).then_some(BROKER_NOTE),
             store: StoreReport {
                 path: config.store.path.display().to_string(),
                 cache_bytes: config.store.cache_bytes,
@@ -166,7 +187,15 @@ impl QueueReport {
             target: queue.deliver.to_string(),
             prefetch: options.prefetch.get(),
             concurrency: options.concurrency.get(),
-            retention_ms: u64::try_from(options.retention.as_millis()).unwrap_or(u64::MAX),
+            retention_ms: duration_ms(options.retention),
+            retention_by: options.retention_by.as_ref().map(|by| ClassesReport {
+                header: by.header.clone(),
+                values_ms: by
+                    .values
+                    .iter()
+                    .map(|(value, retention)| (value.clone(), duration_ms(*retention)))
+                    .collect(),
+            }),
             dead_letter: options.dead_letter.clone(),
             rate_per_s: found.map(|found| found.per_s),
             needs: found.map(|found| Needs {
@@ -181,6 +210,9 @@ impl QueueReport {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "broker  {}", self.broker)?;
+        if let Some(note) = self.broker_note {
+            writeln!(f, "        {note}")?;
+        }
         let max_size = format_size(self.store.max_size_bytes);
         let cache = format_size(self.store.cache_bytes);
         let path = &self.store.path;
@@ -205,7 +237,6 @@ impl fmt::Display for QueueReport {
             [] => none.to_owned(),
             sources => sources.join(", "),
         };
-        let retention = std::time::Duration::from_millis(self.retention_ms);
         writeln!(f, "queues.{}", self.name)?;
         writeln!(f, "  queue        {}", self.queue)?;
         let id = or_none(&self.id, "fingerprint");
@@ -213,7 +244,13 @@ impl fmt::Display for QueueReport {
         writeln!(f, "  key          {}", or_none(&self.key, "none: no ordering"))?;
         writeln!(f, "  target       {}", self.target)?;
         writeln!(f, "  prefetch     {}, {} handlers at once", self.prefetch, self.concurrency)?;
-        writeln!(f, "  retention    {}", format_duration(retention))?;
+        let shown = |ms: u64| format_duration(Duration::from_millis(ms));
+        writeln!(f, "  retention    {}", shown(self.retention_ms))?;
+        if let Some(ClassesReport { header, values_ms }) = &self.retention_by {
+            let values: Vec<String> =
+                values_ms.iter().map(|(value, ms)| format!("{value} {}", shown(*ms))).collect();
+            writeln!(f, "               by {header}: {}", values.join(", "))?;
+        }
         writeln!(f, "  dead letters {}", self.dead_letter)?;
         if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
             writeln!(f, "  {:<12} {needs}", format!("at {rate}/s"))?;
@@ -224,6 +261,9 @@ impl fmt::Display for QueueReport {
 
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.ids == 0 {
+            return f.write_str("no ids");
+        }
         let memory = approximate_size(self.memory_bytes);
         let disk = approximate_size(self.disk_bytes);
         write!(f, "{} ids: {memory} of memory, {disk} of disk", self.ids)
@@ -281,6 +321,7 @@ mod tests {
     fn report(rates: &[&str]) -> Report {
         let text = "[broker]\nurl = 'amqp://me:hunter2@mq:5672/%2f'\n\
             [queues.orders]\nkey = ['header:x-key']\n\
+            retention_by = { header = 'x-type', values = { telemetry = '1h', billing = '7d' } }\n\
             deliver = { type = 'http', url = 'http://me:hunter2@127.0.0.1:8080/hook?t=hunter2' }\n";
         let config = Config::load(Some((Path::new("c.toml"), text)), [], &[]).unwrap();
         let rates: Vec<Rate> = rates.iter().map(|rate| rate.parse().unwrap()).collect();
@@ -291,6 +332,7 @@ mod tests {
     fn the_report_says_what_is_consumed_and_what_it_costs_and_no_secret() {
         let expected = "\
 broker  amqp://mq:5672/%2f
+        not asked here: with a message TTL (x-message-ttl or a policy) the broker drops what waits too long, handled or not; set none
 store   ./onceward-data, at most 10 GiB, cache 64 MiB (takes up to 3 times that)
 http    127.0.0.1:9464
 
@@ -301,10 +343,11 @@ queues.orders
   target       http http://127.0.0.1:8080/hook
   prefetch     500, 64 handlers at once
   retention    7d
+               by x-type: billing 7d, telemetry 1h
   dead letters orders.dead
-  at 1000/s    604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk
+  at 1000/s    604800000 ids: 27.0 GiB of memory, 72.1 GiB of disk
 
-total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
+total   604800000 ids: 27.0 GiB of memory, 72.1 GiB of disk";
         let report = report(&["1000"]);
         assert_eq!(report.to_string(), expected);
         let warning = report.warning.unwrap();
@@ -324,7 +367,8 @@ total   604800000 ids: 22.5 GiB of memory, 67.6 GiB of disk";
         assert_eq!(json["ok"], true);
         assert_eq!(json["queues"][0]["needs"]["ids"], 6_048_000);
         assert_eq!(json["queues"][0]["target"], "http http://127.0.0.1:8080/hook");
-        assert_eq!(json["total"]["disk_bytes"], 6_048_000 * 120);
+        assert_eq!(json["queues"][0]["retention_by"]["values_ms"]["telemetry"], 3_600_000);
+        assert_eq!(json["total"]["disk_bytes"], 6_048_000 * 128);
         assert!(!json.to_string().contains("hunter2"));
     }
 

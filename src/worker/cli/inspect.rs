@@ -4,14 +4,12 @@
 
 use std::process::ExitCode;
 
-use jiff::Timestamp;
 use serde_json::json;
 
-use super::{ConfigArgs, Exit, complain, print, tokio_runtime};
-use crate::identity::Scope;
+use super::scope::scope;
+use super::{ConfigArgs, Exit, complain, print, time, tokio_runtime};
 use crate::message::escape;
-use crate::store::{InspectScope, Inspection, Known, Outcome, StoreError, inspect};
-use crate::worker::config::Config;
+use crate::store::{Inspection, Known, Outcome, StoreError, inspect};
 
 /// Options of `onceward inspect`.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,7 +42,7 @@ pub(crate) fn run(args: &InspectArgs) -> ExitCode {
         complain(&format_args!("there is no store in {}", config.store.path.display()));
         return Exit::Failed.into();
     }
-    let scope = match scope(args, &config) {
+    let scope = match scope(&config, &args.queue, args.tenant.as_deref()) {
         Ok(scope) => scope,
         Err(problem) => {
             complain(&problem);
@@ -74,23 +72,6 @@ pub(crate) fn run(args: &InspectArgs) -> ExitCode {
     }
 }
 
-fn scope<'a>(args: &'a InspectArgs, config: &'a Config) -> Result<InspectScope<'a>, String> {
-    let Some(queue) = config.queues.iter().find(|queue| queue.name == args.queue) else {
-        return Ok(InspectScope::Queue(&args.queue));
-    };
-    match (&queue.options.identity.scope, &args.tenant) {
-        (Scope::Queue, None) => Ok(InspectScope::Queue(&queue.options.queue)),
-        (Scope::Global, None) => Ok(InspectScope::Global),
-        (Scope::Header(_), Some(tenant)) => Ok(InspectScope::Tenant(tenant.as_bytes())),
-        (Scope::Header(header), None) => {
-            Err(format!("ids of {} are scoped by header {header}: give --tenant", args.queue))
-        }
-        (Scope::Queue | Scope::Global, Some(_)) => {
-            Err(format!("ids of {} are not scoped by tenant: leave --tenant out", args.queue))
-        }
-    }
-}
-
 fn as_text(args: &InspectArgs, found: &Inspection) -> String {
     let id = escape(args.id.as_bytes());
     match found {
@@ -99,6 +80,9 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
             let (committed, expires) = (time(known.committed_at_ms), time(known.expires_at_ms));
             let ended = match outcome {
                 Outcome::Done => "done".to_owned(),
+                Outcome::Forgotten(note) => {
+                    format!("forgotten by an operator: {}", escape(note.reason.as_bytes()))
+                }
                 Outcome::Dead(note) => {
                     let pending = if *dead_letter_pending {
                         ", its dead letter is not confirmed yet"
@@ -123,6 +107,9 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
             args.queue,
             time(*first_seen_ms)
         ),
+        Inspection::Expired => {
+            format!("{id} in {}: was known, and its record has expired since", args.queue)
+        }
         Inspection::Unknown => format!(
             "{id} in {}: not known: never delivered, still on its first attempt, or past its retention",
             args.queue
@@ -139,6 +126,10 @@ fn as_json(found: &Inspection) -> serde_json::Value {
                 "known": true, "outcome": "done", "when": committed, "expires": expires,
                 "attempts": attempts, "fingerprint": fingerprint,
             });
+            if let (Outcome::Forgotten(note), Some(fields)) = (outcome, json.as_object_mut()) {
+                fields.insert("outcome".to_owned(), "forgotten".into());
+                fields.insert("reason".to_owned(), note.reason.clone().into());
+            }
             if let (Outcome::Dead(note), Some(fields)) = (outcome, json.as_object_mut()) {
                 fields.insert("outcome".to_owned(), "dead".into());
                 fields.insert("reason".to_owned(), note.reason.name().into());
@@ -151,11 +142,7 @@ fn as_json(found: &Inspection) -> serde_json::Value {
         Inspection::Unfinished { attempts, first_seen_ms } => json!({
             "known": false, "attempts": attempts, "first_seen": time(*first_seen_ms),
         }),
+        Inspection::Expired => json!({ "known": false, "expired": true }),
         Inspection::Unknown => json!({ "known": false }),
     }
-}
-
-fn time(ms: u64) -> String {
-    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    Timestamp::from_millisecond(ms).map_or_else(|_| "never".to_owned(), |time| time.to_string())
 }

@@ -5,12 +5,16 @@ use std::process::ExitCode;
 
 pub mod check;
 mod demo;
+mod forget;
 mod inspect;
 mod logging;
 mod publish;
 mod quarantine;
+mod reconcile;
 mod run;
+mod scope;
 mod source;
+mod store;
 
 pub use self::source::ConfigArgs;
 
@@ -34,6 +38,12 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Tell what a stopped worker's store knows of one id
     Inspect(inspect::InspectArgs),
+    /// Have a stopped worker's store forget one id, so that its next delivery runs
+    Forget(forget::ForgetArgs),
+    /// Compare a list of ids with what a stopped worker's store knows of one queue
+    Reconcile(reconcile::ReconcileArgs),
+    /// Count, check, copy or rewrite the whole store of a stopped worker
+    Store(store::StoreArgs),
     /// Take a message that cannot be parsed out of the head of its queue, and save it
     Quarantine(quarantine::QuarantineArgs),
 }
@@ -64,6 +74,9 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Publish(args) => publish::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Forget(args) => forget::run(&args),
+        Command::Reconcile(args) => reconcile::run(&args),
+        Command::Store(args) => store::run(&args),
         Command::Quarantine(args) => quarantine::run(&args),
     }
 }
@@ -78,6 +91,13 @@ pub(crate) fn complain(text: &dyn std::fmt::Display) {
 pub(crate) fn print(text: &dyn std::fmt::Display) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// A time in milliseconds since 1970, as people write it.
+pub(crate) fn time(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms)
+        .map_or_else(|_| "never".to_owned(), |time| time.to_string())
 }
 
 /// The runtime of a command: threads as many as cores.

@@ -103,7 +103,7 @@ fn put(properties: &mut Properties, source: &Source, value: &str) -> anyhow::Res
         Source::Header(name) => {
             properties.headers.insert(name.clone(), HeaderValue::from(value));
         }
-        Source::Json(_) | Source::CloudEvents | Source::RoutingKey => {
+        Source::Json(_) | Source::CloudEvents | Source::RoutingKey | Source::Sequence { .. } => {
             bail!("the queue takes it from {source}; put it there instead")
         }
     }

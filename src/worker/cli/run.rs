@@ -13,7 +13,7 @@ use tracing::{error, info};
 
 use super::{ConfigArgs, Exit, complain, logging, tokio_runtime};
 use crate::broker::{AmqpBroker, AmqpOptions, Broker, MemoryBroker};
-use crate::options::Options;
+use crate::options::{OnDuplicate, Options};
 use crate::runtime::{RunError, Worker};
 use crate::worker::admin;
 use crate::worker::config::{BrokerConfig, Config};
@@ -73,7 +73,7 @@ async fn serve(config: Config) -> Exit {
     error!(error = %failed, "the worker has stopped");
     match failed {
         RunError::StoreFailed(_) => Exit::Store,
-        RunError::Refused(_) | RunError::Twice { .. } => Exit::Configuration,
+        RunError::Refused(_) | RunError::Options(_) | RunError::Twice { .. } => Exit::Configuration,
         RunError::Interrupted
         | RunError::Ended { .. }
         | RunError::Bug { .. }
@@ -102,7 +102,7 @@ async fn start(config: Config, broker: Arc<dyn Broker>) -> anyhow::Result<Result
     let mut worker = Worker::new(options);
     let mut http = None;
     for queue in config.queues {
-        let target = target(queue.deliver, &worker, &mut http)
+        let target = target(queue.deliver, queue.options.on_duplicate, &mut http)
             .with_context(|| format!("queues.{}.deliver", queue.name))?;
         worker = worker.queue_with(queue.options, target);
     }
@@ -129,7 +129,7 @@ async fn start(config: Config, broker: Arc<dyn Broker>) -> anyhow::Result<Result
 
 fn target(
     options: TargetOptions,
-    worker: &Worker,
+    on_duplicate: OnDuplicate,
     http: &mut Option<reqwest::Client>,
 ) -> Result<Target, ClientError> {
     Ok(match options {
@@ -139,12 +139,10 @@ fn target(
                 Some(client) => client.clone(),
                 None => http.insert(http_client()?).clone(),
             };
-            Target::Http(Http::new(options, client))
+            Target::Http(Http::new(options, client, on_duplicate == OnDuplicate::Replay))
         }
         TargetOptions::Command(options) => Target::Command(Command::new(options)),
-        TargetOptions::Exchange(options) => {
-            Target::Exchange(Exchange::new(options, worker.publisher()))
-        }
+        TargetOptions::Exchange(options) => Target::Exchange(Exchange::new(options)),
         TargetOptions::Log => Target::Log(Log),
     })
 }

@@ -1,13 +1,15 @@
 //! How much memory and disk a configuration will need: rate × retention × bytes an id.
 //!
 //! Pure arithmetic over values that are passed in. An estimate of the plateau under a steady rate,
-//! counting what every id costs; state of handlers and outgoing messages come on top and are not
-//! known here.
+//! counting what every id costs, and for one more retention what is left of it to tell that it has
+//! expired; state of handlers and outgoing messages come on top and are not known here.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
-use super::Config;
+use super::{Config, QueueConfig};
+use crate::identity::Source;
 
 /// What one retained id costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,13 +18,20 @@ pub struct BytesPerId {
     pub memory: u64,
     /// Bytes on disk in the journal.
     pub disk: u64,
+    /// Bytes of memory once it has expired, for one more retention.
+    pub expired_memory: u64,
+    /// Bytes on disk once it has expired, for one more retention.
+    pub expired_disk: u64,
 }
 
-/// Messages per second: of one queue, by the name of its table, or of every queue without a rate of
-/// its own.
+/// Messages per second: of one queue, of one class of it, or of every queue without a rate of its
+/// own.
+///
+/// A queue's rate is that of its messages whose class has no rate of its own, and is reckoned with
+/// the longest retention that one of them can have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rate {
-    /// Name of the table, or every queue.
+    /// Name of the table, or that and the value of a class: `orders/billing`; `None` is every queue.
     pub queue: Option<String>,
     /// Messages per second, finite and not negative.
     pub per_s: f64,
@@ -31,7 +40,7 @@ pub struct Rate {
 impl FromStr for Rate {
     type Err = String;
 
-    /// Reads `1000` or `orders=1000`.
+    /// Reads `1000`, `orders=1000` or `orders/billing=10`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (queue, number) = match text.rsplit_once('=') {
             Some((queue, number)) => (Some(queue.to_owned()), number),
@@ -49,7 +58,7 @@ impl FromStr for Rate {
 pub struct QueueEstimate {
     /// Name of the table.
     pub name: String,
-    /// Messages per second that it is reckoned with.
+    /// Messages per second that it is reckoned with, of all classes.
     pub per_s: f64,
     /// Ids that are retained at a time.
     pub ids: u64,
@@ -76,32 +85,20 @@ pub struct Estimate {
 ///
 /// # Errors
 ///
-/// If a rate names a queue that is not configured.
+/// If a rate names a queue, or a class of one, that is not configured.
 pub fn estimate(config: &Config, rates: &[Rate], per_id: BytesPerId) -> Result<Estimate, String> {
-    let mut every = None;
-    let mut named = BTreeMap::new();
-    for rate in rates {
-        match &rate.queue {
-            None => every = Some(rate.per_s),
-            Some(queue) if config.queues.iter().any(|known| known.name == *queue) => {
-                named.insert(queue.as_str(), rate.per_s);
-            }
-            Some(queue) => return Err(format!("there is no table [queues.{queue}]")),
-        }
-    }
+    let rates = Rates::new(config, rates)?;
     let mut queues = Vec::new();
     for queue in &config.queues {
-        let Some(per_s) = named.get(queue.name.as_str()).copied().or(every) else {
+        let Some((per_s, ids)) = rates.of(queue) else {
             continue;
         };
-        // Saturates: a float beyond u64 becomes its largest value.
-        let ids = (per_s * queue.options.retention.as_secs_f64()).ceil() as u64;
         queues.push(QueueEstimate {
             name: queue.name.clone(),
             per_s,
             ids,
-            memory_bytes: ids.saturating_mul(per_id.memory),
-            disk_bytes: ids.saturating_mul(per_id.disk),
+            memory_bytes: ids.saturating_mul(per_id.memory.saturating_add(per_id.expired_memory)),
+            disk_bytes: ids.saturating_mul(per_id.disk.saturating_add(per_id.expired_disk)),
         });
     }
     let sum =
@@ -116,13 +113,76 @@ pub fn estimate(config: &Config, rates: &[Rate], per_id: BytesPerId) -> Result<E
     })
 }
 
+/// Which rate is of what.
+#[derive(Default)]
+struct Rates<'a> {
+    every: Option<f64>,
+    queues: BTreeMap<&'a str, f64>,
+    classes: BTreeMap<(&'a str, &'a str), f64>,
+}
+
+impl<'a> Rates<'a> {
+    fn new(config: &Config, rates: &'a [Rate]) -> Result<Self, String> {
+        let mut sorted = Self::default();
+        let known = |name: &str| config.queues.iter().find(|queue| queue.name == name);
+        for rate in rates {
+            let Some(name) = rate.queue.as_deref() else {
+                sorted.every = Some(rate.per_s);
+                continue;
+            };
+            // A queue's name can have a slash too.
+            if known(name).is_some() {
+                sorted.queues.insert(name, rate.per_s);
+                continue;
+            }
+            let of_class = name.split_once('/').and_then(|(queue, class)| {
+                Some((known(queue)?.options.retention_by.as_ref(), queue, class))
+            });
+            let Some((by, queue, class)) = of_class else {
+                return Err(format!("there is no table [queues.{name}]"));
+            };
+            if !by.is_some_and(|by| by.values.contains_key(class)) {
+                return Err(format!("queues.{queue}.retention_by has no value {class:?}"));
+            }
+            sorted.classes.insert((queue, class), rate.per_s);
+        }
+        Ok(sorted)
+    }
+
+    /// Messages per second and ids of a queue; `None` if it has no rate.
+    fn of(&self, queue: &QueueConfig) -> Option<(f64, u64)> {
+        let mut longest = queue.options.retention;
+        let mut parts = Vec::new();
+        for (class, retention) in queue.options.retention_by.iter().flat_map(|by| &by.values) {
+            match self.classes.get(&(queue.name.as_str(), class.as_str())) {
+                Some(per_s) => parts.push((*per_s, *retention)),
+                None => longest = longest.max(*retention),
+            }
+        }
+        let rest = self.queues.get(queue.name.as_str()).copied().or(self.every);
+        parts.extend(rest.map(|per_s| (per_s, longest)));
+        if parts.is_empty() {
+            return None;
+        }
+        let numbered = |source: &Source| matches!(source, Source::Sequence { .. });
+        let rules = &queue.options.identity;
+        let keeps_ids = rules.id.is_empty() || !rules.id.iter().all(numbered);
+        // Saturates: a float beyond u64 becomes its largest value.
+        let ids =
+            |(per_s, retention): &(f64, Duration)| (per_s * retention.as_secs_f64()).ceil() as u64;
+        let ids = parts.iter().map(ids).fold(0, u64::saturating_add);
+        Some((parts.iter().map(|(per_s, _)| per_s).sum(), if keeps_ids { ids } else { 0 }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
 
-    const PER_ID: BytesPerId = BytesPerId { memory: 40, disk: 120 };
+    const PER_ID: BytesPerId =
+        BytesPerId { memory: 40, disk: 120, expired_memory: 8, expired_disk: 10 };
 
     fn config() -> Config {
         let text = "store.max_size = '1 GiB'\n\
@@ -140,8 +200,8 @@ mod tests {
         let estimate = estimate(&config(), &rates(&["2", "orders=1000"]), PER_ID).unwrap();
         let ids: Vec<_> = estimate.queues.iter().map(|queue| (&*queue.name, queue.ids)).collect();
         assert_eq!(ids, [("orders", 86_400_000), ("bills", 7_200)]);
-        assert_eq!(estimate.memory_bytes, 86_407_200 * 40);
-        assert_eq!(estimate.disk_bytes, 86_407_200 * 120);
+        assert_eq!(estimate.memory_bytes, 86_407_200 * 48);
+        assert_eq!(estimate.disk_bytes, 86_407_200 * 130);
         assert!(estimate.over_max_size);
     }
 
@@ -151,6 +211,35 @@ mod tests {
         assert_eq!(estimate.queues.len(), 1);
         assert_eq!(estimate.queues[0].ids, 1_800);
         assert!(!estimate.over_max_size);
+    }
+
+    #[test]
+    fn classes_are_reckoned_by_their_rates_and_the_rest_by_the_longest_retention() {
+        let text = "[queues.orders]\nretention = '1d'\ndeliver = { type = 'log' }\n\
+            retention_by = { header = 't', values = { short = '1h', long = '2d' } }\n";
+        let config = Config::load(Some((Path::new("c.toml"), text)), [], &[]).unwrap();
+        let found = |texts: &[&str]| {
+            estimate(&config, &rates(texts), PER_ID).map(|found| {
+                let queue = found.queues.first().expect("a rate");
+                (queue.per_s, queue.ids)
+            })
+        };
+        assert_eq!(found(&["1"]), Ok((1.0, 2 * 86_400)));
+        assert_eq!(found(&["1", "orders/long=0.5"]), Ok((1.5, 2 * 86_400)));
+        assert_eq!(found(&["orders/short=2"]), Ok((2.0, 7_200)));
+        assert_eq!(
+            found(&["orders/middle=2"]),
+            Err("queues.orders.retention_by has no value \"middle\"".to_owned())
+        );
+    }
+
+    #[test]
+    fn numbered_messages_leave_no_ids() {
+        let text = "[queues.orders]\ndeliver = { type = 'log' }\n\
+            id = [{ producer = 'header:p', sequence = 'header:n' }]\n";
+        let config = Config::load(Some((Path::new("c.toml"), text)), [], &[]).unwrap();
+        let found = estimate(&config, &rates(&["1000"]), PER_ID).unwrap();
+        assert_eq!((found.queues[0].ids, found.disk_bytes), (0, 0));
     }
 
     #[test]

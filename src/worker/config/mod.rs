@@ -7,9 +7,11 @@
 mod deliver;
 mod error;
 pub mod estimate;
+mod identity;
 mod log;
 mod queue;
 mod read;
+mod retention;
 mod secret;
 mod sources;
 mod tree;

@@ -1,21 +1,19 @@
 //! The tables `[defaults]` and `[queues.NAME]`: the same keys in both, a queue's own win.
 //!
-//! Owns the rules that tie keys together: retention against retries, a dead-letter queue against
-//! its queue, two tables against one queue. What only the broker knows is not checked here.
+//! What options say of each other is judged by the options themselves, and said here where it is written; that two
+//! tables cannot have one queue is judged here. What only the broker knows is not checked.
 
 use std::collections::HashMap;
 use std::num::NonZero;
 use std::time::Duration;
 
-use super::deliver;
 use super::read::Section;
 use super::tree::Node;
 use super::units::format_duration;
-use super::values;
+use super::{deliver, identity, retention, values};
 use crate::backoff::Retry;
 use crate::broker::{Declare, Owner};
-use crate::identity::{OnMissingId, Scope, Source};
-use crate::options::{OnConflict, QueueOptions};
+use crate::options::{OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions};
 use crate::worker::deliver::TargetOptions;
 
 /// One table `[queues.NAME]`.
@@ -35,11 +33,18 @@ const MOMENT: Duration = Duration::from_millis(1);
 /// Largest body that may be allowed: RabbitMQ's own default limit was this up to 3.x.
 const BODY_BYTES_MAX: u64 = 128 << 20;
 
+/// Largest state or result that may be allowed: it is read, kept in memory and written as a whole.
+const VALUE_BYTES_MAX: u64 = 16 << 20;
+
+/// What a message that is sent on to an exchange has beside its body, in bytes: names and properties.
+const FORWARDED_BYTES_MAX: usize = 1024;
+
 /// Reads `[defaults]`; its `queue` is empty, and so is `dead_letter` unless it is written there.
 pub(crate) fn read_defaults(section: &mut Section<'_>) -> QueueOptions {
     let base = QueueOptions { dead_letter: String::new(), ..QueueOptions::new("") };
     let defaults = read_shared(section, base);
-    check_retention(section, &defaults);
+    // It has no queue yet.
+    note_problems(section, &defaults, |involved| !involved.contains(&"queue"));
     defaults
 }
 
@@ -55,6 +60,18 @@ pub(crate) fn read_queues(queues: &Section<'_>, defaults: &QueueOptions) -> Vec<
         }
         table_of_queue.insert(queue, queues.path_of(name));
         let target = deliver::read(&mut section, &options.queue);
+        let room = options.outgoing_bytes_max.saturating_sub(FORWARDED_BYTES_MAX);
+        if matches!(target, Some(TargetOptions::Exchange(_))) && options.body_bytes_max > room {
+            let problem = format!(
+                "{} bytes are more than max_outgoing lets through with its properties: {} bytes",
+                options.body_bytes_max, room
+            );
+            section.error("max_body", problem);
+        }
+        let has_results = matches!(target, Some(TargetOptions::Http(_)) | None);
+        if options.on_duplicate == OnDuplicate::Replay && !has_results {
+            section.error("on_duplicate", "only the target http has answers to replay".to_owned());
+        }
         section.finish();
         if let Some(deliver) = target {
             read.push(QueueConfig { name: name.to_owned(), options, deliver });
@@ -76,19 +93,35 @@ fn read_options(section: &mut Section<'_>, name: &str, defaults: &QueueOptions) 
     if options.dead_letter.is_empty() {
         options.dead_letter = format!("{}.dead", options.queue);
     }
-    if options.dead_letter == options.queue {
-        let problem = "must not be the queue itself: its dead letters would be consumed again";
-        section.error("dead_letter", problem);
-    }
     for (key, value) in [("queue", &options.queue), ("dead_letter", &options.dead_letter)] {
         if value.len() > 255 && !section.has(key) {
             section.error(key, format!("its default has {} bytes; AMQP allows 255", value.len()));
         }
     }
-    if ["retention", "timeout", "retry"].iter().any(|key| section.has(key)) {
-        check_retention(section, &options);
-    }
+    // What is wrong with the defaults alone was said there.
+    note_problems(section, &options, |involved| match involved {
+        // That it is missing was said above.
+        ["queue"] => false,
+        _ => involved.contains(&"queue") || involved.iter().any(|key| section.has(key)),
+    });
     options
+}
+
+fn note_problems(
+    section: &Section<'_>,
+    options: &QueueOptions,
+    concerned: impl Fn(&[&str]) -> bool,
+) {
+    for found in options.problems(format_duration) {
+        if !concerned(found.involved) {
+            continue;
+        }
+        let problem = format!("{} {}", found.value, found.problem);
+        match found.class {
+            Some(class) => section.place(found.option).place("values").error(&class, problem),
+            None => section.error(found.option, problem),
+        }
+    }
 }
 
 /// The keys that both kinds of table have, over what holds without them.
@@ -100,22 +133,24 @@ fn read_shared(section: &mut Section<'_>, base: QueueOptions) -> QueueOptions {
     set(&mut options.timeout, section.read("timeout", values::duration(MOMENT)));
     set(&mut options.retention, section.read("retention", values::duration(MOMENT)));
     read_retry(section.section("retry"), &mut options.retry);
-    let identity = &mut options.identity;
-    set(&mut identity.on_missing_id, section.read("on_missing_id", values::one_of(ON_MISSING_ID)));
+    identity::read(section, &mut options.identity);
     set(&mut options.on_conflict, section.read("on_conflict", values::one_of(ON_CONFLICT)));
     set(&mut options.dead_letter, section.read("dead_letter", values::name));
     let body_bytes_max = section.read("max_body", values::size(1, BODY_BYTES_MAX));
     set(&mut options.body_bytes_max, body_bytes_max.map(|bytes| bytes as usize));
     set(&mut options.declare, section.read("declare", values::one_of(DECLARE)));
     set(&mut options.owner, section.read("owner", values::one_of(OWNER)));
-    set(&mut identity.id, section.read("id", id_sources));
-    set(&mut identity.key, section.read("key", sources));
-    set(&mut identity.scope, section.read("scope", scope));
-    if identity.id.is_empty() && identity.on_missing_id == OnMissingId::DeadLetter {
-        let problem = "empty, so every message would be dead-lettered; name a source, or set \
-                       on_missing_id = \"fingerprint\"";
-        section.error("id", problem);
-        identity.id = vec![Source::MessageId];
+    options.retention_by = retention::read(section.section("retention_by"), options.retention_by);
+    set(&mut options.on_expired, section.read("on_expired", values::one_of(ON_EXPIRED)));
+    set(&mut options.on_duplicate, section.read("on_duplicate", values::one_of(ON_DUPLICATE)));
+    set(&mut options.on_unroutable, section.read("on_unroutable", values::one_of(ON_UNROUTABLE)));
+    for (key, bytes_max, limit) in [
+        ("max_state", &mut options.state_bytes_max, VALUE_BYTES_MAX),
+        ("max_result", &mut options.result_bytes_max, VALUE_BYTES_MAX),
+        ("max_outgoing", &mut options.outgoing_bytes_max, BODY_BYTES_MAX),
+    ] {
+        let bytes = section.read(key, values::size(1, limit));
+        set(bytes_max, bytes.map(|bytes| bytes as usize));
     }
     options
 }
@@ -126,11 +161,17 @@ fn set<T>(target: &mut T, value: Option<T>) {
     }
 }
 
-const ON_MISSING_ID: &[(&str, OnMissingId)] =
-    &[("dead-letter", OnMissingId::DeadLetter), ("fingerprint", OnMissingId::Fingerprint)];
-
 const ON_CONFLICT: &[(&str, OnConflict)] =
     &[("dead-letter", OnConflict::DeadLetter), ("skip", OnConflict::Skip)];
+
+const ON_EXPIRED: &[(&str, OnExpired)] =
+    &[("process", OnExpired::Process), ("dead-letter", OnExpired::DeadLetter)];
+
+const ON_DUPLICATE: &[(&str, OnDuplicate)] =
+    &[("ack", OnDuplicate::Ack), ("replay", OnDuplicate::Replay)];
+
+const ON_UNROUTABLE: &[(&str, OnUnroutable)] =
+    &[("hold", OnUnroutable::Hold), ("dead-letter", OnUnroutable::DeadLetter)];
 
 const DECLARE: &[(&str, Declare)] =
     &[("passive", Declare::Passive), ("quorum", Declare::Quorum), ("classic", Declare::Classic)];
@@ -151,51 +192,4 @@ fn read_retry(mut section: Section<'_>, retry: &mut Retry) {
     set(&mut retry.factor, section.read("factor", values::number(1.0)));
     set(&mut retry.jitter, section.read("jitter", values::boolean));
     section.finish();
-}
-
-fn sources(node: &Node) -> Result<Vec<Source>, String> {
-    let source = |text: String| {
-        text.parse().map_err(|error: crate::identity::ParseSourceError| error.to_string())
-    };
-    values::strings(node)?.into_iter().map(source).collect()
-}
-
-fn id_sources(node: &Node) -> Result<Vec<Source>, String> {
-    let sources = sources(node)?;
-    if sources.contains(&Source::RoutingKey) {
-        return Err("routing-key tells no messages apart; it can only be used in key".to_owned());
-    }
-    Ok(sources)
-}
-
-fn scope(node: &Node) -> Result<Scope, String> {
-    let text = values::string(node)?;
-    match text.split_once(':') {
-        Some(("header", name)) if !name.is_empty() => Ok(Scope::Header(name.to_owned())),
-        _ if text == "queue" => Ok(Scope::Queue),
-        _ if text == "global" => Ok(Scope::Global),
-        _ => Err(format!(r#"{text:?} is not known; write "queue", "global" or "header:NAME""#)),
-    }
-}
-
-/// A record that leaves before the last attempt of a redelivered message would let it take effect
-/// twice.
-fn check_retention(section: &Section<'_>, options: &QueueOptions) {
-    let attempts = options.retry.max_attempts.get();
-    let span = options.retry.span();
-    let longest = span.saturating_add(options.timeout.saturating_mul(attempts));
-    if options.retention > longest {
-        return;
-    }
-    section.error(
-        "retention",
-        format!(
-            "{} is not longer than all attempts of one message can take, {} ({attempts} times \
-             timeout {} and waits of {}); lengthen retention or shorten retry",
-            format_duration(options.retention),
-            format_duration(longest),
-            format_duration(options.timeout),
-            format_duration(span),
-        ),
-    );
 }

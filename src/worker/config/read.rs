@@ -5,7 +5,7 @@
 //! Knows neither what the keys mean nor what their values look like: see `values`.
 
 use super::error::{Errors, Origin};
-use super::tree::{self, Node, Table};
+use super::tree::{self, Node, Table, Value};
 use super::values::table;
 
 /// A table of the configuration, and which of its keys have a meaning.
@@ -60,14 +60,43 @@ impl<'a> Section<'a> {
 
     /// The table at `key`, an empty one if there is none.
     pub(crate) fn section(&mut self, key: &'static str) -> Self {
-        let table = self.read(key, table);
+        self.read(key, table);
+        self.place(key)
+    }
+
+    /// The table at `key`, an empty one if there is none, to note problems in it after it was read.
+    pub(crate) fn place(&self, key: &str) -> Self {
         Section {
-            table,
+            table: self.table.and_then(|own| own.get(key)).and_then(|node| table(node).ok()),
             origin: self.origin_of(key),
             path: self.path_of(key),
             known: Vec::new(),
             errors: self.errors,
         }
+    }
+
+    /// The items of the array at `key`, each as a section for the case that it is a table; `None` if there is no
+    /// array.
+    pub(crate) fn items(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+    ) -> Option<Vec<(&'a Node, Self)>> {
+        let items = self.read(key, |node| match &node.value {
+            Value::Array(items) => Ok(items),
+            other => Err(format!("{wanted}, found {}", other.type_name())),
+        })?;
+        let sections = items.iter().enumerate().map(|(index, node)| {
+            let section = Section {
+                table: table(node).ok(),
+                origin: node.origin.clone(),
+                path: format!("{}[{index}]", self.path_of(key)),
+                known: Vec::new(),
+                errors: self.errors,
+            };
+            (node, section)
+        });
+        Some(sections.collect())
     }
 
     /// All keys as tables, in the order they are written, for a table whose keys are names of the

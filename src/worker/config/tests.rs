@@ -4,7 +4,7 @@
 use super::*;
 use crate::broker::{Declare, Owner};
 use crate::identity::{OnMissingId, Scope, Source};
-use crate::options::{OnConflict, QueueOptions};
+use crate::options::{OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions, RetentionBy};
 use crate::worker::deliver::{HttpHeaders, HttpUrl};
 
 const REPOSITORY_FILE: &str = include_str!("../../../config.toml");
@@ -76,6 +76,13 @@ fn every_key_of_a_queue_is_read() {
         retention = "2d"
         on_missing_id = "fingerprint"
         on_conflict = "skip"
+        on_expired = "dead-letter"
+        on_duplicate = "replay"
+        on_unroutable = "dead-letter"
+        max_state = "1 MiB"
+        max_result = "2 KiB"
+        max_outgoing = "3 MiB"
+        retention_by = { header = "x-type", values = { telemetry = "1h", billing = "90d" } }
         dead_letter = "graveyard"
         max_body = "2 MB"
         id = ["header:x-id", "json:/id"]
@@ -86,7 +93,8 @@ fn every_key_of_a_queue_is_read() {
         factor = 3
         jitter = false
         [queues.orders.deliver]
-        type = "log"
+        type = "http"
+        url = "http://127.0.0.1:8080/hook"
     "#;
     let config = load(file).unwrap();
     let QueueConfig { name, options, .. } = &config.queues[0];
@@ -96,6 +104,15 @@ fn every_key_of_a_queue_is_read() {
     assert_eq!(options.timeout, Duration::from_secs(90));
     assert_eq!(options.retention, Duration::from_secs(2 * 86_400));
     assert_eq!(options.on_conflict, OnConflict::Skip);
+    assert_eq!(options.on_expired, OnExpired::DeadLetter);
+    assert_eq!(options.on_duplicate, OnDuplicate::Replay);
+    assert_eq!(options.on_unroutable, OnUnroutable::DeadLetter);
+    assert_eq!((options.state_bytes_max, options.result_bytes_max), (1 << 20, 2 << 10));
+    assert_eq!(options.outgoing_bytes_max, 3 << 20);
+    assert_eq!(
+        options.retention_by,
+        retention_by("x-type", &[("telemetry", 1), ("billing", 2160)])
+    );
     assert_eq!(options.dead_letter, "graveyard");
     assert_eq!(options.body_bytes_max, 2_000_000);
     assert_eq!(options.identity.on_missing_id, OnMissingId::Fingerprint);
@@ -105,6 +122,98 @@ fn every_key_of_a_queue_is_read() {
     let retry = &options.retry;
     assert_eq!((retry.max_attempts.get(), retry.factor, retry.jitter), (3, 3.0, false));
     assert_eq!((retry.initial, retry.max), (Duration::from_secs(1), Duration::from_secs(5)));
+}
+
+fn retention_by(header: &str, hours: &[(&str, u64)]) -> Option<RetentionBy> {
+    let values = hours
+        .iter()
+        .map(|(value, hours)| ((*value).to_owned(), Duration::from_secs(hours * 3600)))
+        .collect();
+    Some(RetentionBy { header: header.to_owned(), values })
+}
+
+#[test]
+fn a_queue_repeats_a_part_of_retention_by_or_does_without() {
+    let defaults = "defaults.retention_by = { header = 'a', values = { x = '1h' } }";
+    let of = |queue: &str| {
+        let config = load(&format!("{defaults}\n{QUEUE}{queue}")).unwrap();
+        config.queues[0].options.retention_by.clone()
+    };
+    assert_eq!(of(""), retention_by("a", &[("x", 1)]));
+    assert_eq!(of("retention_by.header = 'b'"), retention_by("b", &[("x", 1)]));
+    assert_eq!(of("retention_by.values.y = '2h'"), retention_by("a", &[("y", 2)]));
+    assert_eq!(of("retention_by = { values = {} }"), None);
+    assert_eq!(of("retention_by = { header = '' }"), None);
+    assert_eq!(of("retention_by = { header = '', values = {} }"), None);
+}
+
+#[test]
+fn what_is_wrong_with_classes_and_numbered_ids_is_said_at_once() {
+    let file = r#"[defaults]
+on_duplicate = "reply"
+max_state = "17 MiB"
+max_result = 5
+max_outgoing = "0 B"
+[queues.a]
+retention_by = { header = "x-type", values = { telemetry = "1m", billing = 90 } }
+id = ["message-id", { producer = "header", sequenc = "header:n" }, 5, "header:"]
+deliver = { type = "log" }
+[queues.b]
+retention_by = { headr = "x", values = { a = "1h" } }
+id = [{ producer = "header:p", sequence = "header:n" }]
+on_duplicate = "replay"
+key = [{ producer = "header:p", sequence = "header:n" }]
+deliver = { type = "log" }
+[queues.c]
+retention_by.header = "x"
+id = { producer = "header:p", sequence = "header:n" }
+deliver = { type = "log" }
+[queues.d]
+retention_by = { header = "", values = { a = "1h" } }
+id = [{ producer = "cloudevents", sequence = "routing-key" }, "routing-key"]
+on_unroutable = "holt"
+on_expired = "dead"
+deliver = { type = "log" }
+"#;
+    let expected = r#"
+config.toml:2: defaults.on_duplicate: "reply" is not known; did you mean "replay"?
+config.toml:3: defaults.max_state: must be at most "16 MiB", found "17 MiB"
+config.toml:4: defaults.max_result: 5 has no unit; write for example "4096 B", "512 KiB", "64 MiB", "10 GiB" or "1 MB"
+config.toml:5: defaults.max_outgoing: must be at least "1 B", found "0 B"
+config.toml:7: queues.a.retention_by.values.billing: 90 has no unit; write for example "150ms", "30s", "5m", "1h 30m" or "7d"
+config.toml:7: queues.a.retention_by.values.telemetry: 1m is not longer than all attempts of one message can take, 8m 3s 500ms (10 times timeout 30s and waits of 3m 3s 500ms); lengthen retention or shorten retry
+config.toml:8: queues.a.id: "header:" is not a source; write message-id, correlation-id, header:NAME, json:/pointer, cloudevents or routing-key
+config.toml:8: queues.a.id: must be an array such as ["message-id"], found an integer in it
+config.toml:8: queues.a.id[1].producer: "header" is not a source; write message-id, correlation-id, header:NAME, json:/pointer, cloudevents or routing-key
+config.toml:8: queues.a.id[1].sequenc: unknown key; did you mean "sequence"?
+config.toml:8: queues.a.id[1].sequence: missing; write for example sequence = "header:x-sequence"
+config.toml:11: queues.b.retention_by.header: missing; write for example header = "x-type"
+config.toml:11: queues.b.retention_by.headr: unknown key; did you mean "header"?
+config.toml:13: queues.b.on_duplicate: "replay" needs a record of each message, and none is kept of those with the id { producer = "header:p", sequence = "header:n" }; take another id, or leave replay out
+config.toml:13: queues.b.on_duplicate: only the target http has answers to replay
+config.toml:14: queues.b.key: must be an array of strings such as ["message-id"], found a table in it
+config.toml:17: queues.c.retention_by.values: missing; write for example values = { telemetry = "1h", billing = "90d" }
+config.toml:18: queues.c.id: must be an array such as ["message-id"], found a table
+config.toml:21: queues.d.retention_by.header: missing; write for example header = "x-type"
+config.toml:22: queues.d.id: routing-key is for ordering keys: it tells no messages apart that are published alike
+config.toml:22: queues.d.id: { producer = "cloudevents", sequence = "routing-key" } has cloudevents as its producer, which is an id of its own
+config.toml:23: queues.d.on_unroutable: "holt" is not known; did you mean "hold"?
+config.toml:24: queues.d.on_expired: "dead" is not known; write one of ["process", "dead-letter"]
+"#;
+    assert_eq!(errors(file), expected.trim());
+}
+
+#[test]
+fn numbered_ids_are_read_wherever_they_are_written() {
+    let header = |name: &str| Source::Header(name.to_owned()).into();
+    let sequence = Source::Sequence { producer: header("p"), sequence: header("n") };
+    let table = r#"{ producer = "header:p", sequence = "header:n" }"#;
+    let written = load(&format!("{QUEUE}id = ['message-id', {table}]")).unwrap();
+    assert_eq!(written.queues[0].options.identity.id, [Source::MessageId, sequence.clone()]);
+    let env = [("ONCEWARD__DEFAULTS__ID", format!("[{table}]"))];
+    let env = [(env[0].0, env[0].1.as_str())];
+    let from_env = load_with(QUEUE, &env, &[]).unwrap();
+    assert_eq!(from_env.queues[0].options.identity.id, [sequence]);
 }
 
 #[test]
@@ -179,7 +288,7 @@ config.toml:12: queues.orders.prefetch: must be a whole number from 1 to 65535, 
 config.toml:13: queues.orders.id: "mesage-id" is not a source; write message-id, correlation-id, header:NAME, json:/pointer, cloudevents or routing-key
 config.toml:14: queues.orders.max_body: must be at most "128 MiB", found "1 GiB"
 config.toml:16: queues.bills.queue: queue "orders" is consumed by queues.orders too
-config.toml:17: queues.bills.dead_letter: must not be the queue itself: its dead letters would be consumed again
+config.toml:17: queues.bills.dead_letter: "orders" must not be the queue itself: its dead letters would be consumed again
 config.toml:18: queues.bills.retention: 5m is not longer than all attempts of one message can take, 8m 3s 500ms (10 times timeout 30s and waits of 3m 3s 500ms); lengthen retention or shorten retry
 config.toml:19: queues.bills.deliver.url: this binary is built without TLS; build it with --features tls, or write http://
 config.toml:19: queues.bills.deliver.verb: unknown key; known here: type, url, headers
@@ -384,6 +493,7 @@ fn the_file_of_the_repository_has_every_key_and_a_comment_above_it() {
         ("store", "store.zzzzzzzzzzzz"),
         ("defaults", "defaults.zzzzzzzzzzzz"),
         ("defaults.retry", "defaults.retry.zzzzzzzzzzzz"),
+        ("defaults.retention_by", "defaults.retention_by.zzzzzzzzzzzz"),
         ("queues.orders", "queues.orders.zzzzzzzzzzzz"),
         ("http", "http.zzzzzzzzzzzz"),
         ("shutdown", "shutdown.zzzzzzzzzzzz"),

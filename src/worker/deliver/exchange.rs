@@ -1,14 +1,13 @@
-//! Delivers a message by publishing it to another exchange, confirmed, under an id that never changes.
+//! Delivers a message by staging it for another exchange: the relay publishes it, under an id that never changes.
 //!
-//! Done means that the broker has it in every queue it was routed to. The id is derived from the inbound one, so an
-//! attempt that is made again after a crash publishes a twin that the next hop recognizes. No options send to the
+//! The inbound message is acknowledged when the broker has the outgoing one in every queue it was routed to. Its id is
+//! derived from the inbound one, so a twin that a crash makes is recognized by the next hop. No options send to the
 //! queue that the message came from: each copy would have a new id, for ever.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::message::{HeaderValue, Message};
-use crate::{Body, Context, Handler, OUTGOING_ID_HEADER, Publisher, Result};
+use crate::{Body, Context, Handler, Result};
 
 /// Header with the message-id that the message had when it came in.
 const ORIGIN_ID_HEADER: &str = "x-onceward-origin-id";
@@ -58,21 +57,18 @@ impl fmt::Display for ExchangeOptions {
 /// The target `exchange`.
 pub(crate) struct Exchange {
     options: ExchangeOptions,
-    publisher: Publisher,
 }
 
 impl Exchange {
-    pub(crate) const fn new(options: ExchangeOptions, publisher: Publisher) -> Self {
-        Self { options, publisher }
+    pub(crate) const fn new(options: ExchangeOptions) -> Self {
+        Self { options }
     }
 
-    /// The inbound message as it goes out: other target, id and origin; the rest as it came.
+    /// The inbound message as it goes out: other target and origin; the rest as it came. Its id is the runtime's.
     fn outgoing(&self, cx: &Context, body: Body) -> Message {
         let inbound = cx.message();
         let mut properties = inbound.properties.clone();
         let headers = &mut properties.headers;
-        // An earlier hop's; left in, it would be taken for the id of this publish.
-        headers.remove(OUTGOING_ID_HEADER);
         for name in ROUTING_HEADERS {
             headers.remove(name);
         }
@@ -80,8 +76,6 @@ impl Exchange {
         if let Some(id) = properties.message_id.take() {
             headers.insert(ORIGIN_ID_HEADER.to_owned(), HeaderValue::from(id));
         }
-        properties.message_id = Some(cx.effect_key("exchange"));
-        properties.delivery_mode = Some(2);
         // The broker refuses a message in the name of a user that this connection is not.
         properties.user_id = None;
         let routing_key = self.options.routing_key.as_ref();
@@ -97,47 +91,18 @@ impl Exchange {
 impl Handler<Body> for Exchange {
     async fn handle(&self, cx: &mut Context, body: Body) -> Result {
         let message = self.outgoing(cx, body);
-        Ok(self.publisher.publish(Arc::new(message)).await?)
+        cx.emit(message)?;
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-
-    use tokio::task::JoinSet;
-
-    use super::super::Verdict;
     use super::*;
-    use crate::MemoryBroker;
-    use crate::broker::PublisherTask;
-    use crate::message::Properties;
-
-    struct Fixture {
-        broker: MemoryBroker,
-        publisher: Publisher,
-        _task: JoinSet<()>,
-    }
-
-    fn fixture() -> Fixture {
-        let broker = MemoryBroker::new();
-        let (publisher, task) =
-            PublisherTask::new(Arc::new(broker.clone()), crate::Health::default());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(task.run(tokio_util::sync::CancellationToken::new()));
-        Fixture { broker, publisher, _task: tasks }
-    }
+    use crate::message::{OUTGOING_ID_HEADER, Properties};
 
     fn options(exchange: &str, key: Option<&str>) -> Result<ExchangeOptions, String> {
         ExchangeOptions::new(exchange.to_owned(), key.map(str::to_owned), "orders")
-    }
-
-    impl Fixture {
-        async fn deliver(&self, exchange: &str, key: Option<&str>, cx: &mut Context) -> Verdict {
-            let options = options(exchange, key).expect("another queue");
-            let target = Exchange::new(options, self.publisher.clone());
-            let body = Body(cx.message().body.clone());
-            target.handle(cx, body).await.into()
-        }
     }
 
     fn inbound() -> Message {
@@ -163,42 +128,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_confirmed_message_is_out_with_a_stable_id_and_its_properties() {
-        let fixture = fixture();
-        fixture.broker.bind("clean", "orders.new", "out");
+    async fn a_message_is_staged_with_its_properties_and_where_it_came_from() {
         let mut cx = Context::for_tests(inbound());
-        for attempt in 1..=2 {
-            cx.attempt = attempt;
-            assert_eq!(fixture.deliver("clean", None, &mut cx).await, Verdict::Done);
-        }
-        let sent = fixture.broker.take_all("out");
+        let target = Exchange::new(options("clean", None).expect("another exchange"));
+        let body = Body(cx.message().body.clone());
+        target.handle(&mut cx, body).await.expect("it is staged");
+        let staged = cx.messages.into_messages(|index| format!("id-{index}"));
         let mut expected = inbound();
         expected.exchange = "clean".to_owned();
-        expected.properties.message_id = Some(cx.effect_key("exchange"));
+        expected.properties.message_id = Some("id-0".to_owned());
         expected.properties.user_id = None;
         expected.properties.delivery_mode = Some(2);
         let headers =
             [("x-key", "k"), ("x-onceward-origin-id", "m-1"), ("x-onceward-queue", "orders")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.into()));
         expected.properties.headers = headers.into();
-        assert_eq!(sent.len(), 2);
-        for message in sent {
-            assert_eq!(*message, expected);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_unroutable_message_is_tried_again() {
-        let fixture = fixture();
-        let mut cx = Context::for_tests(inbound());
-        let verdict = fixture.deliver("clean", Some("k"), &mut cx).await;
-        let Verdict::Retry(text, None) = verdict else {
-            panic!("{verdict:?}");
-        };
-        assert_eq!(
-            text,
-            "no queue takes messages of exchange \"clean\" with routing key \"k\": NO_ROUTE"
-        );
+        assert_eq!(staged, [expected]);
     }
 
     #[test]
@@ -209,14 +154,5 @@ mod tests {
         for (exchange, key) in [("", Some("out")), ("clean", None), ("clean", Some("orders"))] {
             assert!(options(exchange, key).is_ok(), "{exchange} {key:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_publisher_that_is_gone_is_a_retry() {
-        let mut fixture = fixture();
-        fixture._task.shutdown().await;
-        let mut cx = Context::for_tests(inbound());
-        let verdict = fixture.deliver("", Some("out"), &mut cx).await;
-        assert!(matches!(verdict, Verdict::Retry(..)), "{verdict:?}");
     }
 }

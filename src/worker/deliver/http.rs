@@ -15,7 +15,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use super::trace;
 use crate::message::escape;
 use crate::worker::url;
-use crate::{Body, Context, Handler, Result, reject, retry_after};
+use crate::{Body, Context, Handler, Reply, Result, reject, retry_after};
 
 /// Longest delay that `Retry-After` can ask for: the message stays unacknowledged all that time.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60 * 60);
@@ -112,11 +112,13 @@ impl HttpHeaders {
 pub(crate) struct Http {
     options: HttpOptions,
     client: Client,
+    /// Whether the answer to a message is kept as its result.
+    keeps_answers: bool,
 }
 
 impl Http {
-    pub(crate) const fn new(options: HttpOptions, client: Client) -> Self {
-        Self { options, client }
+    pub(crate) const fn new(options: HttpOptions, client: Client, keeps_answers: bool) -> Self {
+        Self { options, client, keeps_answers }
     }
 
     fn request_headers(&self, cx: &Context) -> Result<HeaderMap, HttpError> {
@@ -143,12 +145,15 @@ impl Http {
         Ok(headers)
     }
 
-    async fn judge(&self, response: Response) -> Result {
+    async fn judge(&self, response: Response, bytes_max: usize) -> Result<Option<Reply>> {
         let status = response.status();
+        if status.is_success() && self.keeps_answers {
+            return self.answer(response, bytes_max).await.map(Some);
+        }
         let after = retry_delay(response.headers());
         let excerpt = read_answer(response).await;
         if status.is_success() {
-            return Ok(());
+            return Ok(None);
         }
         let error = HttpError::Status { url: self.options.url.clone(), status, excerpt };
         match after {
@@ -159,8 +164,29 @@ impl Http {
     }
 }
 
-impl Handler<Body> for Http {
-    async fn handle(&self, cx: &mut Context, body: Body) -> Result {
+impl Http {
+    /// The whole answer; one over the limit dead-letters the message, as no attempt would have a shorter one.
+    async fn answer(&self, mut response: Response, bytes_max: usize) -> Result<Reply> {
+        let content_type = response.headers().get(header::CONTENT_TYPE);
+        let content_type = content_type.and_then(|of| of.to_str().ok()).map(str::to_owned);
+        let mut body = Vec::new();
+        let cut_off = |source: reqwest::Error| HttpError::CutOff {
+            url: self.options.url.clone(),
+            source: source.without_url(),
+        };
+        while let Some(chunk) = response.chunk().await.map_err(cut_off)? {
+            if body.len() + chunk.len() > bytes_max {
+                let url = self.options.url.clone();
+                return Err(reject(HttpError::TooLarge { url, bytes_max }));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Reply { content_type, body: body.into() })
+    }
+}
+
+impl Handler<Body, Option<Reply>> for Http {
+    async fn handle(&self, cx: &mut Context, body: Body) -> Result<Option<Reply>> {
         // What cannot be a header now cannot be one in the next attempt.
         let headers = self.request_headers(cx).map_err(reject)?;
         let request = self.client.post(self.options.url.0.clone()).headers(headers).body(body.0);
@@ -169,7 +195,7 @@ impl Handler<Body> for Http {
             // Its own text would show the query.
             source: error.without_url(),
         })?;
-        self.judge(response).await
+        self.judge(response, cx.limits.result_bytes_max).await
     }
 }
 
@@ -179,6 +205,10 @@ enum HttpError {
     Header { name: &'static str, text: String },
     #[error("http target {url} did not answer")]
     Send { url: HttpUrl, source: reqwest::Error },
+    #[error("http target {url} broke off its answer")]
+    CutOff { url: HttpUrl, source: reqwest::Error },
+    #[error("the answer of http target {url} is over max_result: {bytes_max} bytes")]
+    TooLarge { url: HttpUrl, bytes_max: usize },
     #[error("http target {url} answered {status}{}{excerpt}", if excerpt.is_empty() { "" } else { ": " })]
     Status { url: HttpUrl, status: StatusCode, excerpt: String },
 }
@@ -289,11 +319,11 @@ mod tests {
     }
 
     fn target(options: &HttpOptions) -> Http {
-        Http::new(options.clone(), http_client().expect("a client"))
+        Http::new(options.clone(), http_client().expect("a client"), false)
     }
 
     async fn deliver(options: &HttpOptions, cx: &mut Context) -> Verdict {
-        target(options).handle(cx, Body("b\0dy".into())).await.into()
+        target(options).handle(cx, Body("b\0dy".into())).await.map(drop).into()
     }
 
     /// What a delivery becomes that is answered like this, with `HOOK` for the receiver's address.
@@ -381,6 +411,21 @@ mod tests {
             let verdict = verdict((status(code), vec![], "")).await;
             assert!(matches!(verdict, Verdict::Reject(_)), "{code}: {verdict:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_the_result_if_it_is_wanted_and_fits() {
+        let receiver = receiver((status(201), Vec::new(), "0123456789")).await;
+        let mut cx = Context::for_tests(Message::default());
+        let client = http_client().expect("a client");
+        let target = Http::new(options(&receiver.url), client, true);
+        let body = Body("b".into());
+        let reply = target.handle(&mut cx, body.clone()).await.expect("done").expect("an answer");
+        assert_eq!(&*reply.body, b"0123456789");
+        cx.limits =
+            std::sync::Arc::new(crate::effects::Limits { result_bytes_max: 9, ..*cx.limits });
+        let error = target.handle(&mut cx, body).await.expect_err("too large");
+        assert!(format!("{error:?}").contains("TooLarge"), "{error:?}");
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ pub use self::exchange::ExchangeOptions;
 pub use self::http::HttpOptions;
 pub(crate) use self::http::{Http, HttpHeaders, HttpUrl};
 pub(crate) use self::log::Log;
-use crate::{Body, Context, Handler, Result};
+use crate::{Body, Context, Handler, Reply, Result};
 
 /// One target, as a queue's `deliver` names it.
 pub(crate) enum Target {
@@ -32,14 +32,16 @@ pub(crate) enum Target {
     Log(Log),
 }
 
-impl Handler<Body> for Target {
-    async fn handle(&self, cx: &mut Context, body: Body) -> Result {
-        match self {
-            Self::Http(target) => target.handle(cx, body).await,
+/// Only an answer over HTTP is a result.
+impl Handler<Body, Option<Reply>> for Target {
+    async fn handle(&self, cx: &mut Context, body: Body) -> Result<Option<Reply>> {
+        let done = match self {
+            Self::Http(target) => return target.handle(cx, body).await,
             Self::Command(target) => target.handle(cx, body).await,
             Self::Exchange(target) => target.handle(cx, body).await,
             Self::Log(target) => target.handle(cx, body).await,
-        }
+        };
+        done.map(|()| None)
     }
 }
 

@@ -1,0 +1,213 @@
+//! Several waiting messages of one key in one run and one commit.
+//!
+//! Only messages that are new, sound and on their first attempt are run together; the first one that is not ends the
+//! batch and takes its own way after it. A run that fails commits nothing: its messages then run one by one, in order,
+//! so that the bad one fails alone.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::admission::Admitted;
+use super::attempt;
+use super::commit::{self, Room, Sends};
+use super::dead_letter::{self, Death};
+use super::key_memory::KeyMemory;
+use super::queue::Queue;
+use super::run::{self, Failed, Success};
+use crate::batch::{BatchCalled, ErasedBatchHandler};
+use crate::effects::{CurrentState, StagedState};
+use crate::handler::{CallError, HandleError};
+use crate::store::{Change, Commit, Records, StoreError};
+
+/// Most producers of numbered messages in one batch: their rows share the room that a commit has.
+const PRODUCERS_MAX: usize = 8;
+
+/// Whether the message may run together with these.
+pub(crate) async fn may_join(
+    queue: &Queue,
+    others: &[Admitted],
+    message: &mut Admitted,
+) -> Result<bool, StoreError> {
+    let lane = queue.lane(&message.message);
+    let is_sound = message.id.is_some() && message.defect.is_none() && !message.redelivered;
+    let shares_commit = others.iter().all(|other| queue.lane(&other.message) == lane)
+        && producers(others, message) <= PRODUCERS_MAX;
+    if !is_sound || !shares_commit || queue.draining.is_cancelled() {
+        return Ok(false);
+    }
+    if let Some(locks) = &queue.shared_identities
+        && message.shared.is_none()
+    {
+        // Not waited for: whoever holds a lock never waits for another.
+        message.shared = locks.try_lock(message.identity);
+        if message.shared.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(queue.store.attempts(message.identity).is_none()
+        && queue.store.lookup(message.identity).await?.is_none()
+        && !queue.store.has_expired(message.identity)
+        && message.sequence.is_none_or(|sequence| queue.store.watermark(sequence).is_new()))
+}
+
+/// How many producers numbered these messages.
+fn producers(others: &[Admitted], message: &Admitted) -> usize {
+    let all = others.iter().chain([message]);
+    let producers: HashSet<_> =
+        all.filter_map(|message| Some(message.sequence?.producer)).collect();
+    producers.len()
+}
+
+/// Runs the messages together, once; gives back those that are to run one by one.
+pub(crate) async fn run_together(
+    queue: &Arc<Queue>,
+    handler: &dyn ErasedBatchHandler,
+    messages: Vec<Admitted>,
+    memory: &mut KeyMemory,
+) -> Vec<Admitted> {
+    let Some(_permit) = attempt::permit(queue, &queue.permits).await else {
+        for message in messages {
+            queue.release(message.identity);
+        }
+        return Vec::new();
+    };
+    let deadline = Instant::now() + queue.options.timeout;
+    let contexts: Vec<_> =
+        messages.iter().filter_map(|message| run::context(queue, message, 1, deadline)).collect();
+    assert_eq!(contexts.len(), messages.len(), "every message of a batch has an id");
+    let state = StagedState::new(memory.current().clone());
+    let ended = run::contained(queue, deadline, async {
+        judge(&messages, handler.call_batch(contexts, state).await)
+    });
+    match ended.await {
+        Ok(judged) => {
+            finish(queue, messages, judged, memory).await;
+            Vec::new()
+        }
+        Err(Failed::Transient(error, _) | Failed::Permanent(_, error)) => {
+            let count = messages.len();
+            warn!(messages = count, error, "batch failed, its messages will run one by one");
+            messages
+        }
+    }
+}
+
+/// A run that can be committed.
+struct Judged {
+    state: Option<CurrentState>,
+    /// Of each message its success or why it is dead.
+    outcomes: Vec<Result<Box<Success>, Death>>,
+}
+
+fn judge(messages: &[Admitted], called: BatchCalled) -> Result<Judged, CallError> {
+    let BatchCalled { items, state, ended } = called;
+    ended.map_err(CallError::Handle)?;
+    if !items.iter().map(|(cx, _)| cx.identity).eq(messages.iter().map(|of| of.identity)) {
+        let error = "the handler exchanged or lost messages of its batch".into();
+        return Err(CallError::Handle(HandleError::Retry { error, after: None }));
+    }
+    let mut outcomes = Vec::with_capacity(items.len());
+    for (cx, ended) in items {
+        match ended.and_then(|()| run::checked(&cx)) {
+            // The state is the batch's.
+            Ok(()) => outcomes.push(Ok(Success::of(cx, StagedState::default(), None))),
+            Err(error) => match run::failed(error) {
+                Failed::Permanent(reason, error) => {
+                    outcomes.push(Err(Death { reason, error, attempts: 1 }));
+                }
+                Failed::Transient(error, after) => {
+                    return Err(CallError::Handle(HandleError::Retry {
+                        error: error.into(),
+                        after,
+                    }));
+                }
+            },
+        }
+    }
+    Ok(Judged { state: state.into_change(), outcomes })
+}
+
+/// Hands in one commit for all that are done, and buries the dead.
+async fn finish(
+    queue: &Arc<Queue>,
+    messages: Vec<Admitted>,
+    judged: Judged,
+    memory: &mut KeyMemory,
+) {
+    let Judged { state, outcomes } = judged;
+    let mut rows = Vec::new();
+    let mut records = Records::new();
+    let mut done: Vec<(Box<Admitted>, Option<Box<Sends>>)> = Vec::new();
+    let mut dead = Vec::new();
+    let mut later = Vec::new();
+    let mut room = Room::of_a_batch();
+    let mut has_store = true;
+    for (message, outcome) in messages.into_iter().zip(outcomes) {
+        match outcome {
+            Ok(success) if has_store => {
+                let staged =
+                    commit::stage(queue, &message, *success, memory, &mut rows, &mut room).await;
+                match staged {
+                    Some(mut staged) => {
+                        later.append(&mut staged.later);
+                        records.extend(commit::finished(&message, 1, None, &mut rows));
+                        done.push((Box::new(message), staged.sends));
+                    }
+                    None => {
+                        has_store = false;
+                        queue.release(message.identity);
+                    }
+                }
+            }
+            Ok(_) => queue.release(message.identity),
+            Err(death) => dead.push((message, death)),
+        }
+    }
+    if let (Some(state), Some((message, _))) = (state, done.first()) {
+        has_store &= memory.stage(queue, message, state, &mut rows).await.is_some();
+    }
+    if !has_store {
+        for message in done.into_iter().map(|(message, _)| message) {
+            queue.release(message.identity);
+        }
+    } else if !done.is_empty() {
+        hand_in(queue, done, records, rows).await;
+        commit::forget_steps(queue, later).await;
+    }
+    for (message, death) in dead {
+        let recorded = message.identity;
+        dead_letter::bury(queue, Box::new(message), recorded, death).await;
+    }
+}
+
+async fn hand_in(
+    queue: &Arc<Queue>,
+    done: Vec<(Box<Admitted>, Option<Box<Sends>>)>,
+    records: Records,
+    rows: Vec<Change>,
+) {
+    let Some((first, _)) = done.first() else { return };
+    let lane = queue.lane(&first.message);
+    let counted = queue.count_commit();
+    let commit = Commit {
+        queue: lane,
+        records,
+        rows,
+        submitted: Instant::now(),
+        on_persisted: Box::new(move |proof| {
+            let Some(queue) = counted.queue() else { return };
+            for (message, sends) in done {
+                queue.metrics.done.increment(1);
+                let proof = proof.again();
+                match sends {
+                    Some(sends) => commit::send_and_settle(&queue, message, *sends, proof),
+                    None => queue.finish(message.identity, proof),
+                }
+            }
+        }),
+    };
+    queue.store.commit(commit).await;
+}

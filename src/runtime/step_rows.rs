@@ -1,0 +1,45 @@
+//! Where a handler's steps are kept: rows of the store, durable before the handler goes on.
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tracing::error;
+
+use super::queue::Queue;
+use crate::effects::{EffectError, StepFound, StepStore};
+use crate::identity::Identity;
+
+impl StepStore for Queue {
+    fn find<'a>(
+        &'a self,
+        identity: Identity,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<StepFound, EffectError>> {
+        async move {
+            let Some(step) = self.store.step(identity, name) else {
+                return Ok(StepFound::New);
+            };
+            let Some(result) = step.result else {
+                return Ok(StepFound::Begun);
+            };
+            let result = self.store.fetch(&result).await.map_err(|error| {
+                error!(step = name, error = %error, "the result of a step cannot be read");
+                EffectError::Stopped
+            })?;
+            self.metrics.steps_replayed.increment(1);
+            Ok(StepFound::Done(result))
+        }
+        .boxed()
+    }
+
+    fn put<'a>(
+        &'a self,
+        identity: Identity,
+        name: &'a str,
+        result: Option<Vec<u8>>,
+    ) -> BoxFuture<'a, Result<(), EffectError>> {
+        async move {
+            let put = self.store.put_step(identity, self.id, name, result).await;
+            put.map(drop).ok_or(EffectError::Stopped)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,100 @@
+//! What is handed to the committer: records and the rows beside them, durable together or not at all.
+//!
+//! A commit must fit a batch: one record with its result, or up to 100 without; for each the end of its attempts, a
+//! number (of up to eight producers) and an outgoing row (with up to 4 KiB of messages in all); in all up to 64 steps;
+//! and one state. What is larger is spilled into commits of its own before. Does not write.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::OnPersisted;
+use super::backend::Batch;
+use super::record::{self, Attempts, QueueId, Record};
+use super::rows::{KeyId, OutgoingRow, SharedState, Spilled, StepRow};
+use super::spill::{self, Owner};
+use super::{outgoing, state, steps};
+use crate::identity::{Identity, SequenceId};
+
+/// What becomes durable together, all or nothing.
+pub(crate) struct Commit {
+    pub(crate) queue: QueueId,
+    /// Nearly always one; a batch has one for each of its messages.
+    pub(crate) records: Records,
+    /// Rows beside the records.
+    pub(crate) rows: Vec<Change>,
+    pub(crate) submitted: Instant,
+    pub(crate) on_persisted: OnPersisted,
+}
+
+/// The records of one commit.
+pub(crate) type Records = SmallVec<[Record; 1]>;
+
+/// A row beside a record.
+#[derive(Debug)]
+pub(crate) enum Change {
+    PutAttempts(Identity, Attempts),
+    RemoveAttempts(Identity),
+    /// A dead letter is decided and not yet confirmed by the broker.
+    PutPending(Identity),
+    RemovePending(Identity),
+    /// Made by [`Store::stage_state`](super::Store::stage_state) only.
+    PutState(StateChange),
+    /// Made by [`Store::put_step`](super::Store::put_step) only.
+    PutStep(Identity, StepRow),
+    /// A spilled result of it goes with it.
+    RemoveStep(Identity, String),
+    /// Made by [`Store::stage_outgoing`](super::Store::stage_outgoing) only.
+    PutOutgoing(OutgoingRow),
+    /// A block of outgoing messages, all of them confirmed. Made by [`Store::sent`](super::Store::sent) only.
+    RemoveOutgoing(u64),
+    /// One piece of a spilled value; its first one names the owner.
+    PutPiece(Spilled, u32, Owner, Bytes),
+    /// What refers to it goes with this commit; its pieces go some time after.
+    RemoveSpilled(Spilled),
+    /// A numbered message is done.
+    Advance(SequenceId),
+}
+
+/// The state of a key is another one.
+#[derive(Debug)]
+pub(crate) struct StateChange {
+    pub(super) key: KeyId,
+    pub(super) state: SharedState,
+    /// The encoded row; `None` removes it.
+    pub(super) row: Option<Vec<u8>>,
+    /// By how many bytes it is longer than the row before.
+    pub(super) grown_bytes: i64,
+}
+
+impl Change {
+    /// Adds the row to the batch, unless it is one that goes into a row with others.
+    pub(super) fn encode(&self, batch: &mut Batch) {
+        match self {
+            Self::PutAttempts(identity, attempts) => {
+                batch.put_anywhere(record::attempts_key(*identity), record::seal(attempts));
+            }
+            Self::RemoveAttempts(identity) => batch.remove(record::attempts_key(*identity)),
+            Self::PutPending(identity) => {
+                batch.put_anywhere(record::pending_key(*identity), record::seal(&()));
+            }
+            Self::RemovePending(identity) => batch.remove(record::pending_key(*identity)),
+            Self::PutState(StateChange { key, row: Some(row), .. }) => {
+                batch.put_anywhere(state::state_key(*key), row.clone());
+            }
+            Self::PutState(StateChange { key, row: None, .. }) => {
+                batch.remove_large(state::state_key(*key));
+            }
+            Self::PutStep(identity, step) => {
+                batch.put_anywhere(steps::step_key(*identity, &step.name), record::seal(step));
+            }
+            Self::RemoveStep(identity, name) => batch.remove(steps::step_key(*identity, name)),
+            Self::RemoveOutgoing(sequence) => batch.remove_large(outgoing::outgoing_key(*sequence)),
+            Self::PutPiece(spilled, number, owner, bytes) => {
+                let (key, row) = spill::piece_row(*spilled, *number, *owner, bytes);
+                batch.put(key, row);
+            }
+            Self::PutOutgoing(_) | Self::Advance(_) | Self::RemoveSpilled(_) => {}
+        }
+    }
+}
