@@ -1,21 +1,24 @@
 //! Removal of what is past its retention: blocks as a whole, and rows of messages that never came back.
 //!
-//! Rides in the committer's groups. Nothing is removed before its time. The record of a dead letter that the broker
-//! has not confirmed is carried forward, for a month at most: a redelivery in between must find the decision.
+//! Rides in the committer's groups. Nothing is removed before its time. The record of a message is carried forward as long as the broker has not confirmed what it
+//! sends, and that of a dead letter for a month at most: a redelivery in between must find the decision.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Change;
 use super::backend::{Batch, StoreError};
 use super::committer::Committer;
 use super::ghosts::{self, GhostHash, GhostRow, OpenGhosts};
 use super::group::{COLLECT_BLOCKS_MAX, Group};
 use super::mirror::Mirror;
-use super::outcome::Outcome;
+use super::outcome::{DeadNote, Outcome};
 use super::record::{self, Block, Location, QueueId, Record};
+use super::rows::Spilled;
+use super::spill;
+use super::{Change, Shared};
 use crate::clock::duration_ms;
+use crate::identity::Identity;
 
 /// How often attempts of messages that never came back are looked through.
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
@@ -46,9 +49,9 @@ impl Committer {
                 let expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
                 let bytes = ghosts.bytes() + Batch::bytes_removed(key.len());
                 let bytes = bytes + ghosts::ROW_BYTES + block.records.len() * ghosts::GHOST_BYTES;
-                let forgotten =
-                    expired && room > 0 && self.forget(group, location, &block, (bytes, now_ms));
-                if !forgotten {
+                let leaves =
+                    expired && room > 0 && self.leaves(group, location, &block, (bytes, now_ms));
+                if !leaves {
                     self.journal.set_oldest(queue, Some((location, block.committed_at_ms)));
                     break;
                 }
@@ -56,7 +59,7 @@ impl Committer {
                 group.batch.remove_large(key);
                 self.journal.grow(-(value.len() as i64));
                 self.metrics.collected.increment(block.records.len() as u64);
-                let expired = self.expire(location, &block);
+                let expired = self.expire(location, &block).await?;
                 self.oldest_ghosts.entry(queue).or_insert(block.committed_at_ms);
                 let written = ghosts.add(group, (location, block.committed_at_ms), &expired);
                 self.journal.grow(written as i64);
@@ -70,7 +73,11 @@ impl Committer {
     /// Makes ghosts of the block's records, and only then lets the index forget them; gives the ghosts.
     ///
     /// The index forgets before the disk does: a look-up never meets an entry without its block.
-    fn expire(&mut self, location: Location, block: &Block) -> Vec<GhostHash> {
+    async fn expire(
+        &mut self,
+        location: Location,
+        block: &Block,
+    ) -> Result<Vec<GhostHash>, StoreError> {
         let mut expired = Vec::with_capacity(block.records.len());
         // The last record of an identity counts, and takes the earlier ones of this block with it.
         for record in block.records.iter().rev() {
@@ -82,11 +89,13 @@ impl Committer {
                 expired.push(ghost);
             }
             self.shared.index.remove(record.identity, location);
-            if let Some(spilled) = record.result.as_ref().and_then(|result| result.body.spilled()) {
+            if let Some(spilled) = record.result.as_ref().and_then(|result| result.body.spilled())
+                && (counts || self.shared.is_left_over(record.identity, spilled).await?)
+            {
                 self.garbage.add_later(spilled, Instant::now());
             }
         }
-        expired
+        Ok(expired)
     }
 
     /// Removes ghosts that have been kept for one more retention.
@@ -114,9 +123,10 @@ impl Committer {
             for (key, value) in rows {
                 let row: GhostRow = record::unseal(&value)
                     .map_err(|error| self.shared.damaged(format!("expired records: {error}")))?;
+                let is_past = is_past(retention_ms, row.committed_at_ms);
                 let has_room =
                     room > 0 && group.has_room_beside(1, Batch::bytes_removed(key.len()));
-                if !has_room || !is_past(retention_ms, row.committed_at_ms) {
+                if !has_room || !is_past {
                     self.oldest_ghosts.insert(queue, row.committed_at_ms);
                     break;
                 }
@@ -144,7 +154,7 @@ impl Committer {
     ///
     /// A record that is carried forward leaves its old block only when it is found in the new one. `bytes` is what the
     /// removal takes of the batch.
-    fn forget(
+    fn leaves(
         &self,
         group: &mut Group,
         location: Location,
@@ -153,24 +163,32 @@ impl Committer {
     ) -> bool {
         let mut rows = self.shared.rows();
         let Mirror { pending, .. } = &mut *rows;
+        let unconfirmed = self.shared.unconfirmed();
         let is_here = |record: &&Record| {
-            pending.contains_key(&record.identity)
+            (pending.contains_key(&record.identity) || unconfirmed.is_of(record.identity))
                 && self.shared.index.candidate(record.identity) == Some(location)
         };
-        let (needed, given_up): (Vec<_>, Vec<_>) =
-            block.records.iter().filter(is_here).partition(|record| is_needed(record, now_ms));
+        let (needed, rest): (Vec<_>, Vec<_>) =
+            block.records.iter().filter(is_here).partition(|record| match &record.outcome {
+                // A redelivery must not run again and send under the same ids what it sends then.
+                Outcome::Done => unconfirmed.is_of(record.identity),
+                Outcome::Dead(note) => is_asked_for(note, now_ms),
+                Outcome::Forgotten(_) => false,
+            });
         if !needed.is_empty() {
             // Without room now there is room in the next group.
             let _ = needed.into_iter().all(|record| group.carry(location.queue(), record));
             return false;
         }
+        let given_up = rest.into_iter().filter(|record| pending.contains_key(&record.identity));
+        let given_up: Vec<Identity> = given_up.map(|record| record.identity).collect();
         // Its own removal, and two rows of ghosts: one that it fills, and one that it begins.
         if !group.has_room_beside(3 + given_up.len(), bytes + 32 * given_up.len()) {
             return false;
         }
-        for record in given_up {
-            pending.remove(&record.identity);
-            group.batch.remove(record::pending_key(record.identity));
+        for identity in given_up {
+            pending.remove(&identity);
+            group.batch.remove(record::pending_key(identity));
         }
         true
     }
@@ -210,12 +228,27 @@ impl Committer {
     }
 }
 
-/// Whether a redelivery may still ask for the decision on a dead letter that the broker has not confirmed.
-fn is_needed(record: &Record, now_ms: u64) -> bool {
-    match &record.outcome {
-        Outcome::Done | Outcome::Forgotten(_) => false,
-        Outcome::Dead(note) => {
-            note.first_seen_ms.saturating_add(duration_ms(UNFINISHED_GRACE)) > now_ms
+impl Shared {
+    /// Whether the value of a record that counts no longer is still there and is not that of the one that counts.
+    async fn is_left_over(&self, identity: Identity, spilled: Spilled) -> Result<bool, StoreError> {
+        let backend = &self.backend;
+        if let Some(later) = self.index.candidate(identity)
+            && let Some(block) = backend.get(&later.key()).await?
+        {
+            let found = record::find_in_block(&block, identity)
+                .map_err(|error| self.damaged(format!("block {}: {error}", later.sequence())))?;
+            // It was carried forward.
+            let result = found.and_then(|(_, record)| record.result);
+            if result.and_then(|result| result.body.spilled()) == Some(spilled) {
+                return Ok(false);
+            }
         }
+        // If not, it went when the store was opened.
+        Ok(backend.get(&spill::piece_key(spilled.id, 0)).await?.is_some())
     }
+}
+
+/// Whether a redelivery may still ask for the decision on a dead letter that the broker has not confirmed.
+fn is_asked_for(note: &DeadNote, now_ms: u64) -> bool {
+    note.first_seen_ms.saturating_add(duration_ms(UNFINISHED_GRACE)) > now_ms
 }

@@ -298,7 +298,7 @@ mod tests {
     use super::super::group::COLLECT_BLOCKS_MAX;
     use super::super::outcome::Outcome;
     use super::super::record;
-    use super::super::rows::Spilled;
+    use super::super::rows::{ResultRow, Spilled, Stored};
     use super::super::spill::{Owner, PIECE_PREFIX};
     use super::super::tests::{dead_record, record};
     use super::super::{QueueId, QueueRetention, Record, Records, Store, StoreOptions};
@@ -313,20 +313,23 @@ mod tests {
         committer: Committer,
         queue: QueueId,
         clock: Clock,
-        _dir: TempDir,
+        dir: TempDir,
     }
 
     impl Fixture {
         async fn new() -> Self {
             let dir = tempfile::tempdir().expect("a temporary directory can be made");
-            let clock = Clock::manual(1_700_000_000_000);
+            Self::open(dir, Clock::manual(1_700_000_000_000)).await
+        }
+
+        async fn open(dir: TempDir, clock: Clock) -> Self {
             let mut options = StoreOptions::new(dir.path());
             options.clock = clock.clone();
             let name = "orders".to_owned();
             let queue = QueueRetention { name, retention: RETENTION, classes: Vec::new() };
             let opened = Store::open(&options, &[queue], &|_| ()).await;
             let (store, committer, queues) = opened.expect("it opens");
-            Self { store, committer, queue: queues[0].own, clock, _dir: dir }
+            Self { store, committer, queue: queues[0].own, clock, dir }
         }
 
         async fn write(&mut self, records: impl Iterator<Item = Record>) {
@@ -349,6 +352,13 @@ mod tests {
         async fn pieces(&self) -> usize {
             let pieces = self.store.shared.backend.scan(PIECE_PREFIX, None, usize::MAX).await;
             pieces.expect("it can be read").len()
+        }
+
+        /// As the next process finds it.
+        async fn reopened(self) -> Self {
+            let Self { store, committer, clock, dir, .. } = self;
+            drop((store, committer));
+            Self::open(dir, clock).await
         }
 
         /// Ids in the index, bytes that count as live, and blocks on disk.
@@ -464,6 +474,32 @@ mod tests {
             fixture.rows(Vec::new()).await;
         }
         assert_eq!(fixture.contents().await.1, before);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_result_of_a_record_that_another_replaced_counts_once_before_and_after_an_open() {
+        let mut fixture = Fixture::new().await;
+        let spilled = Spilled { id: 7, bytes: 8000 };
+        let body = Stored::Spilled(spilled);
+        let result = ResultRow { signature: 1, checksum: [0; 8], content_type: None, body };
+        let first = Record { result: Some(Box::new(result)), ..record(1) };
+        let pieces = (0..2).map(|number| {
+            Change::PutPiece(spilled, number, Owner::Record(first.identity), vec![1; 4000].into())
+        });
+        fixture.rows(pieces.collect()).await;
+        fixture.write([first].into_iter()).await;
+        fixture.write([record(1)].into_iter()).await;
+        let mut fixture = fixture.reopened().await;
+        fixture.rows(Vec::new()).await;
+        fixture.clock.advance(RETENTION / 2);
+        fixture.write((2..1000).map(record)).await;
+        let (_, before, _) = fixture.contents().await;
+        fixture.clock.advance(RETENTION / 2);
+        fixture.rows(Vec::new()).await;
+        tokio::time::advance(Duration::from_secs(61)).await;
+        fixture.rows(Vec::new()).await;
+        let (_, after, _) = fixture.contents().await;
+        assert!(before - after < 500, "two records are gone: {before}, then {after}");
     }
 
     #[tokio::test]

@@ -147,7 +147,7 @@ impl Group {
         record::encode_record(record, &mut self.encoded);
         let mut need = Need::default();
         need.add_packed(1, self.encoded.len());
-        let has_room = self.has_room(&need);
+        let has_room = self.has_room_beside(need.ops, need.bytes);
         if has_room {
             self.add_record(queue, record.identity, 0..self.encoded.len());
         }

@@ -88,6 +88,11 @@ impl Unconfirmed {
         self.unsent.extend(block.rows);
     }
 
+    /// Whether something that the message sends is not confirmed.
+    pub(super) fn is_of(&self, identity: Identity) -> bool {
+        self.messages.contains_key(&identity)
+    }
+
     /// Values that rows of the process before refer to.
     pub(super) fn unsent_spilled(&self) -> impl Iterator<Item = Spilled> {
         self.unsent.iter().filter_map(|row| row.messages.spilled())

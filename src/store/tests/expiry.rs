@@ -2,7 +2,8 @@
 //!
 //! Method: a store on a real directory and one on the simulated disk, with a clock that the test sets.
 
-use super::effects::{Place, rows, write_groups};
+use super::super::spill::PIECE_PREFIX;
+use super::effects::{Place, message, put, rows, write_groups};
 use super::*;
 use crate::identity::ScopeName;
 
@@ -217,6 +218,51 @@ async fn steps_and_attempts_of_a_message_that_never_came_back_go_after_a_month()
                 assert_eq!(store.steps(identity).len(), kept);
             }
             assert!(rows(store, b"t").await.is_empty() && rows(store, b"v").await.is_empty());
+        })
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_outlives_its_retention_while_what_its_message_sends_is_not_confirmed() {
+    let place = Place::simulated().0;
+    let sender = 7;
+    place
+        .open(async |store, queue| {
+            let identity = record(sender).identity;
+            let mut done = record(sender);
+            done.result = store.stage_result(identity, None, vec![1; 9000].into()).await;
+            let key = store.key_id(queue, &crate::message::Key::new(b"k"));
+            let row = store.stage_outgoing(identity, key, &[message(1, 10)], 1000).await;
+            let row = Change::PutOutgoing(row.expect("the store is sound"));
+            put(store, queue, Records::from_elem(done, 1), vec![row]).await;
+            persist(store, queue, (1000..3000).map(record)).await;
+        })
+        .await;
+    for _ in 0..3 {
+        place
+            .open(async |store, queue| {
+                place.options.clock.advance(RETENTION);
+                write_groups(store, queue, 30).await;
+                assert_eq!(known(store, 1000..3000).await, 0, "others are not held back");
+                // What was removed may be read for a minute.
+                tokio::time::sleep(Duration::from_secs(61)).await;
+                write_groups(store, queue, 3).await;
+                let found = store.lookup(record(sender).identity).await.expect("it can be read");
+                let result = found.and_then(|found| found.record.result).expect("it is known");
+                assert_eq!(store.fetch_result(&result).await.expect("it is whole").len(), 9000);
+            })
+            .await;
+    }
+    place
+        .open(async |store, queue| {
+            let [unsent] = &store.take_unsent()[..] else { panic!("it is not confirmed") };
+            put(store, queue, Records::new(), store.sent(unsent.identity)).await;
+            place.options.clock.advance(RETENTION);
+            write_groups(store, queue, 3).await;
+            tokio::time::sleep(Duration::from_secs(61)).await;
+            write_groups(store, queue, 3).await;
+            assert_eq!(known(store, 0..10).await, 0);
+            assert!(rows(store, PIECE_PREFIX).await.is_empty());
         })
         .await;
 }
