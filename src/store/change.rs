@@ -6,14 +6,15 @@
 
 use bytes::Bytes;
 use smallvec::SmallVec;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::OnPersisted;
 use super::backend::Batch;
 use super::record::{self, Attempts, QueueId, Record};
 use super::rows::{KeyId, OutgoingRow, SharedState, Spilled, StepRow};
 use super::spill::{self, Owner};
-use super::{outgoing, state, steps};
+use super::{OnPersisted, Persisted, Store, outgoing, state, steps};
 use crate::identity::{Identity, SequenceId};
 
 /// What becomes durable together, all or nothing.
@@ -96,5 +97,47 @@ impl Change {
             }
             Self::PutOutgoing(_) | Self::Advance(_) | Self::RemoveSpilled(_) => {}
         }
+    }
+}
+
+impl Store {
+    /// Hands the commit to the committer, in order of these calls.
+    ///
+    /// Waits if the committer is far behind. After a failure of the store the commit is dropped, uncalled.
+    pub(crate) async fn commit(&self, mut commit: Commit) {
+        let place = match self.commits.try_reserve() {
+            Ok(place) => Ok(place),
+            // Boxed where it has to wait, which is rare: every actor's task would be several times as large.
+            Err(TrySendError::Full(())) => Box::pin(self.commits.reserve()).await,
+            Err(TrySendError::Closed(())) => Err(SendError(())),
+        };
+        // Or else the committer is gone after a failed write, and with it every hope of an acknowledgement.
+        if let Ok(place) = place {
+            // With a place of its own nothing keeps the commit back any more: now the key's next message may see it.
+            for change in &commit.rows {
+                if let Change::PutState(change) = change {
+                    self.shared.states.hand_in(change);
+                }
+            }
+            self.shared.cut_off.leave_with(&mut commit.rows);
+            place.send(commit);
+        }
+    }
+
+    /// Commits what settles nothing by itself and waits until it is durable; `None` after a failure of the store.
+    pub(crate) async fn persist(
+        &self,
+        queue: QueueId,
+        records: Records,
+        rows: Vec<Change>,
+    ) -> Option<Persisted> {
+        let (persisted, wait) = oneshot::channel();
+        let on_persisted: OnPersisted = Box::new(move |proof| {
+            // Nobody waits any more at the end of a drain: then nobody settles either.
+            let _ = persisted.send(proof);
+        });
+        let submitted = Instant::now();
+        self.commit(Commit { queue, records, rows, submitted, on_persisted }).await;
+        wait.await.ok()
     }
 }

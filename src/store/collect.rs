@@ -1,6 +1,7 @@
 //! Removal of what is past its retention: blocks as a whole, and rows of messages that never came back.
 //!
-//! Rides in the committer's groups. Nothing is removed before its time. The record of a message is carried forward as long as the broker has not confirmed what it
+//! Rides in the committer's groups, and in groups of its own if those have no room for as much as they add. Nothing is
+//! removed before its time. The record of a message is carried forward as long as the broker has not confirmed what it
 //! sends, and that of a dead letter for a month at most: a redelivery in between must find the decision.
 
 use std::time::Duration;
@@ -27,6 +28,14 @@ const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
 /// long while its worker is stopped, and its attempts must not fall.
 const UNFINISHED_GRACE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// What becomes of a block in which everything is past its retention.
+enum Fate {
+    Leaves,
+    /// A record of it is still needed, and is carried into a later block by this group.
+    Stays,
+    NoRoom,
+}
+
 impl Committer {
     /// Removes blocks in which everything is past its queue's retention, and leaves ghosts in their place.
     pub(super) async fn collect(
@@ -34,12 +43,14 @@ impl Committer {
         group: &mut Group,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        let mut room = COLLECT_BLOCKS_MAX;
-        for (queue, retention_ms) in self.expired_queues(now_ms) {
+        let mut room = group.collect_blocks_max();
+        let queues = self.expired_queues(now_ms);
+        for (queue, retention_ms) in self.pace.blocks.in_turn(queues) {
             let prefix = record::block_prefix(queue);
             let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
             self.journal.set_oldest(queue, None);
             let mut ghosts = OpenGhosts::default();
+            let mut removed = 0;
             for (key, value) in rows {
                 let location =
                     Location::from_key(&key).ok_or_else(|| self.shared.damaged("a block's key"))?;
@@ -49,13 +60,20 @@ impl Committer {
                 let expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
                 let bytes = ghosts.bytes() + Batch::bytes_removed(key.len());
                 let bytes = bytes + ghosts::ROW_BYTES + block.records.len() * ghosts::GHOST_BYTES;
-                let leaves =
-                    expired && room > 0 && self.leaves(group, location, &block, (bytes, now_ms));
-                if !leaves {
+                let fate = match expired {
+                    false => Fate::Stays,
+                    true if room == 0 => Fate::NoRoom,
+                    true => self.fate(group, location, &block, (bytes, now_ms)),
+                };
+                if !matches!(fate, Fate::Leaves) {
                     self.journal.set_oldest(queue, Some((location, block.committed_at_ms)));
+                    if matches!(fate, Fate::NoRoom) {
+                        self.pace.blocks.stop_at(queue, removed);
+                    }
                     break;
                 }
                 room -= 1;
+                removed += 1;
                 group.batch.remove_large(key);
                 self.journal.grow(-(value.len() as i64));
                 self.metrics.collected.increment(block.records.len() as u64);
@@ -66,6 +84,8 @@ impl Committer {
             }
             let written = ghosts.finish(group);
             self.journal.grow(written as i64);
+            self.pace.blocks.removed(removed);
+            self.pace.ghosts.wrote(removed);
         }
         Ok(())
     }
@@ -116,10 +136,11 @@ impl Committer {
             past.collect()
         };
         let mut room = COLLECT_BLOCKS_MAX;
-        for (queue, retention_ms) in past {
+        for (queue, retention_ms) in self.pace.ghosts.in_turn(past) {
             let prefix = ghosts::ghost_prefix(queue);
             let rows = self.shared.backend.scan(&prefix, None, room + 1).await?;
             self.oldest_ghosts.remove(&queue);
+            let mut removed = 0;
             for (key, value) in rows {
                 let row: GhostRow = record::unseal(&value)
                     .map_err(|error| self.shared.damaged(format!("expired records: {error}")))?;
@@ -128,13 +149,18 @@ impl Committer {
                     room > 0 && group.has_room_beside(1, Batch::bytes_removed(key.len()));
                 if !has_room || !is_past {
                     self.oldest_ghosts.insert(queue, row.committed_at_ms);
+                    if is_past {
+                        self.pace.ghosts.stop_at(queue, removed);
+                    }
                     break;
                 }
                 room -= 1;
+                removed += 1;
                 row.hashes().into_iter().flatten().for_each(|hash| self.shared.ghosts.remove(hash));
                 self.journal.grow(-(value.len() as i64));
                 group.batch.remove_large(key);
             }
+            self.pace.ghosts.removed(removed);
         }
         Ok(())
     }
@@ -154,13 +180,13 @@ impl Committer {
     ///
     /// A record that is carried forward leaves its old block only when it is found in the new one. `bytes` is what the
     /// removal takes of the batch.
-    fn leaves(
+    fn fate(
         &self,
         group: &mut Group,
         location: Location,
         block: &Block,
         (bytes, now_ms): (usize, u64),
-    ) -> bool {
+    ) -> Fate {
         let mut rows = self.shared.rows();
         let Mirror { pending, .. } = &mut *rows;
         let unconfirmed = self.shared.unconfirmed();
@@ -176,21 +202,20 @@ impl Committer {
                 Outcome::Forgotten(_) => false,
             });
         if !needed.is_empty() {
-            // Without room now there is room in the next group.
-            let _ = needed.into_iter().all(|record| group.carry(location.queue(), record));
-            return false;
+            let is_carried = needed.into_iter().all(|record| group.carry(location.queue(), record));
+            return if is_carried { Fate::Stays } else { Fate::NoRoom };
         }
         let given_up = rest.into_iter().filter(|record| pending.contains_key(&record.identity));
         let given_up: Vec<Identity> = given_up.map(|record| record.identity).collect();
         // Its own removal, and two rows of ghosts: one that it fills, and one that it begins.
         if !group.has_room_beside(3 + given_up.len(), bytes + 32 * given_up.len()) {
-            return false;
+            return Fate::NoRoom;
         }
         for identity in given_up {
             pending.remove(&identity);
             group.batch.remove(record::pending_key(identity));
         }
-        true
+        Fate::Leaves
     }
 
     /// Attempts and steps of messages that the broker never delivered again: purged, expired or moved away.

@@ -20,7 +20,9 @@ use super::ghosts::OldestGhosts;
 use super::group::Group;
 use super::journal::Journal;
 use super::outgoing::outgoing_key;
+use super::pace::Paces;
 use super::record;
+use super::unfinished::Unfinished;
 use super::{Change, Commit, Persisted, Shared};
 use crate::telemetry::StoreMetrics;
 
@@ -42,6 +44,7 @@ pub(crate) struct Committer {
     pub(super) journal: Journal,
     pub(super) garbage: Garbage,
     pub(super) oldest_ghosts: OldestGhosts,
+    pub(super) pace: Paces,
     next_outgoing: u64,
     pub(super) size_bytes_max: u64,
     pub(super) looked_at_size: Instant,
@@ -67,31 +70,7 @@ impl std::fmt::Debug for Committer {
     }
 }
 
-/// Says that the store has failed unless it is told that all went well.
-///
-/// Whoever lets go of a message because its commit was lost must find this said already: so it is declared after the
-/// commits that it covers, and dropped before them, on an error, a panic or the end of the whole worker.
-struct Unfinished(Option<Arc<Shared>>);
-
-impl Unfinished {
-    fn new(shared: &Arc<Shared>) -> Self {
-        Self(Some(Arc::clone(shared)))
-    }
-
-    fn finished(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.0 {
-            shared.failed.store(true, Ordering::Release);
-        }
-    }
-}
-
-/// The same for the commits that wait.
+/// As [`Unfinished`] for the commits that wait.
 impl Drop for Committer {
     fn drop(&mut self) {
         self.shared.failed.store(true, Ordering::Release);
@@ -116,6 +95,7 @@ impl Committer {
             journal,
             garbage,
             oldest_ghosts,
+            pace: Paces::default(),
             next_outgoing,
             size_bytes_max,
             looked_at_size: now,
@@ -155,8 +135,8 @@ impl Committer {
 
     async fn write_groups(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
         loop {
-            let idle = !self.garbage.is_due(Instant::now()) || stopping.is_cancelled();
-            if self.waiting.is_empty() && idle {
+            let is_behind = self.pace.is_behind() || self.garbage.is_due(Instant::now());
+            if self.waiting.is_empty() && (!is_behind || stopping.is_cancelled()) {
                 tokio::select! {
                     biased;
                     // Cancel-safe: what it received is in the buffer only if it returned.
@@ -175,7 +155,11 @@ impl Committer {
             {
                 self.waiting.push_back(commit);
             }
-            self.write_group().await?;
+            if self.pace.owes() {
+                self.write(Group::default()).await?;
+            } else {
+                self.write_group().await?;
+            }
             if self.noted.elapsed() >= NOTE_INTERVAL {
                 self.leave_note().await?;
             }
@@ -218,6 +202,7 @@ impl Committer {
         let writing = Unfinished::new(&self.shared);
         gathering.finished();
         let mut records = Vec::with_capacity(told.len());
+        let blocks_written = blocks.values().map(Vec::len).sum();
         for (queue, block) in blocks
             .into_iter()
             .flat_map(|(queue, blocks)| blocks.into_iter().map(move |block| (queue, block)))
@@ -228,6 +213,7 @@ impl Committer {
             batch.put(location.key(), value);
             records.extend(block.identities.into_iter().map(|identity| (identity, location)));
         }
+        self.pace.blocks.wrote(blocks_written);
         let mut unconfirmed = Vec::with_capacity(outgoing.len());
         for block in outgoing {
             batch.put(outgoing_key(self.next_outgoing), block.builder.finish(now_ms));
@@ -236,6 +222,7 @@ impl Committer {
         }
         if batch.is_empty() && told.is_empty() {
             writing.finished();
+            self.pace.pause();
             self.look_at_size();
             return Ok(());
         }

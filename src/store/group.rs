@@ -16,8 +16,11 @@ use super::watermark::{
 use super::{Change, Commit, OnPersisted};
 use crate::identity::{Identity, SequenceId};
 
-/// Most expired blocks that one group removes: more than one can add, so collection keeps up.
+/// Most expired blocks that one group removes beside commits: more than one can add of one queue.
 pub(super) const COLLECT_BLOCKS_MAX: usize = 16;
+
+/// Most expired blocks that a group without commits removes.
+const COLLECT_BLOCKS_ALONE_MAX: usize = 64;
 
 /// Operations of a batch that are kept for collection: a block and its ghosts each, and a few for other rows.
 const COLLECT_OPS: usize = 2 * COLLECT_BLOCKS_MAX + 8;
@@ -139,6 +142,11 @@ impl Group {
         self.changes.extend(commit.rows);
         self.told.push((commit.submitted, commit.on_persisted));
         Ok(())
+    }
+
+    /// Most expired blocks that this group removes.
+    pub(super) const fn collect_blocks_max(&self) -> usize {
+        if self.told.is_empty() { COLLECT_BLOCKS_ALONE_MAX } else { COLLECT_BLOCKS_MAX }
     }
 
     /// Writes a record once more, in the queue's last block; `false` if there is no room.

@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc::error::{SendError, TrySendError};
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::identity::{HashKey, Identity};
@@ -34,6 +32,7 @@ mod open;
 mod options;
 mod outcome;
 mod outgoing;
+mod pace;
 mod queues;
 mod record;
 mod recover;
@@ -49,6 +48,7 @@ mod swap;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod unfinished;
 mod watermark;
 
 pub use self::backend::StoreError;
@@ -250,46 +250,6 @@ impl Store {
     /// Whether the dead letter of this identity waits for the broker's confirmation.
     pub(crate) fn is_pending(&self, identity: Identity) -> bool {
         self.shared.rows().pending.contains_key(&identity)
-    }
-
-    /// Hands the commit to the committer, in order of these calls.
-    ///
-    /// Waits if the committer is far behind. After a failure of the store the commit is dropped, uncalled.
-    pub(crate) async fn commit(&self, mut commit: Commit) {
-        let place = match self.commits.try_reserve() {
-            Ok(place) => Ok(place),
-            // Boxed where it has to wait, which is rare: every actor's task would be several times as large.
-            Err(TrySendError::Full(())) => Box::pin(self.commits.reserve()).await,
-            Err(TrySendError::Closed(())) => Err(SendError(())),
-        };
-        // Or else the committer is gone after a failed write, and with it every hope of an acknowledgement.
-        if let Ok(place) = place {
-            // With a place of its own nothing keeps the commit back any more: now the key's next message may see it.
-            for change in &commit.rows {
-                if let Change::PutState(change) = change {
-                    self.shared.states.hand_in(change);
-                }
-            }
-            self.shared.cut_off.leave_with(&mut commit.rows);
-            place.send(commit);
-        }
-    }
-
-    /// Commits what settles nothing by itself and waits until it is durable; `None` after a failure of the store.
-    pub(crate) async fn persist(
-        &self,
-        queue: QueueId,
-        records: Records,
-        rows: Vec<Change>,
-    ) -> Option<Persisted> {
-        let (persisted, wait) = oneshot::channel();
-        let on_persisted: OnPersisted = Box::new(move |proof| {
-            // Nobody waits any more at the end of a drain: then nobody settles either.
-            let _ = persisted.send(proof);
-        });
-        let submitted = Instant::now();
-        self.commit(Commit { queue, records, rows, submitted, on_persisted }).await;
-        wait.await.ok()
     }
 
     /// The error for what was read whole and is not what was written.

@@ -3,6 +3,7 @@
 //! Method: a store on a real directory and one on the simulated disk are used, left in the middle, and opened again.
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::super::rows::INLINE_BYTES_MAX;
 use super::super::spill::PIECE_PREFIX;

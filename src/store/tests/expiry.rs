@@ -293,3 +293,52 @@ async fn the_later_record_counts_also_after_the_clock_went_back() {
             .await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_store_removes_all_that_has_expired_at_once() {
+    let place = Place::simulated().0;
+    place
+        .open(async |store, queue| {
+            for number in 0..600 {
+                persist(store, queue, [record(number)].into_iter()).await;
+            }
+            place.options.clock.advance(RETENTION);
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            assert_eq!(known(store, 0..600).await, 0);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn collection_keeps_up_with_any_number_of_lanes() {
+    const LANES: u64 = 60;
+    const ROUNDS: u64 = 100;
+    let place = Place::simulated().0;
+    let classes = (0..LANES).map(|lane| (lane.to_string(), Duration::from_secs(5)));
+    let queue = QueueRetention { classes: classes.collect(), ..queue("orders") };
+    let opened = Store::open(&place.options, &[queue], &|_| ()).await;
+    let (store, committer, ids) = opened.expect("it opens");
+    let lanes = &ids[0].classes;
+    let stopping = CancellationToken::new();
+    let work = async {
+        for round in 0..ROUNDS {
+            let persisted = (0..LANES).zip(lanes).map(|(lane, id)| {
+                let record = record(round * LANES + lane);
+                store.persist(*id, Records::from_elem(record, 1), Vec::new())
+            });
+            assert!(join_all(persisted).await.iter().all(Option::is_some));
+            place.options.clock.advance(Duration::from_secs(1));
+        }
+        let blocks = rows(&store, record::BLOCK_PREFIX).await;
+        println!("{} blocks", blocks.len());
+        assert!(blocks.len() as u64 <= 10 * LANES, "{} blocks", blocks.len());
+        for lane in lanes {
+            let prefix = record::block_prefix(*lane);
+            let left = blocks.iter().filter(|(key, _)| key.starts_with(&prefix)).count();
+            assert!(left <= 15, "{left} blocks of one lane are left");
+        }
+        stopping.cancel();
+    };
+    let (ran, ()) = tokio::join!(committer.run(stopping.clone()), work);
+    ran.expect("the disk is sound");
+}
