@@ -279,6 +279,8 @@ impl Committer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use futures_util::FutureExt as _;
     use tempfile::TempDir;
 
@@ -291,6 +293,7 @@ mod tests {
     use super::super::{QueueId, QueueRetention, Record, Records, Store, StoreOptions};
     use super::*;
     use crate::clock::Clock;
+    use crate::identity::{Identity, SequenceId};
 
     const RETENTION: Duration = Duration::from_secs(60);
 
@@ -519,5 +522,20 @@ mod tests {
             assert_eq!(fixture.pieces().await, 0);
             assert_eq!(fixture.contents().await.1, before);
         }
+    }
+
+    #[tokio::test]
+    async fn producers_are_counted_from_the_start() {
+        let mut fixture = Fixture::new().await;
+        let numbers = (0..30_u64).map(|number| SequenceId {
+            producer: Identity::from_bytes(u128::from(number % 10).to_le_bytes()),
+            number,
+        });
+        fixture.rows(numbers.map(Change::Advance).collect()).await;
+        let mut fixture = fixture.reopened().await;
+        let gauge = Arc::new(AtomicU64::new(0));
+        fixture.committer.metrics.producers = metrics::Gauge::from_arc(Arc::clone(&gauge));
+        fixture.committer.look_at_size();
+        assert_eq!(f64::from_bits(gauge.load(Ordering::Relaxed)), 10.0);
     }
 }

@@ -20,6 +20,7 @@ impl Committer {
         let limit = self.size_bytes_max;
         self.metrics.store_bytes.set(disk_bytes as f64);
         self.metrics.index_ids.set(self.shared.index.len() as f64);
+        self.metrics.producers.set(self.shared.watermarks.len() as f64);
         let live_bytes = self.journal.live_bytes().saturating_mul(DISK_OVERHEAD);
         let was_full = *self.shared.full.borrow();
         let percent = |percent: u64| limit / 100 * percent;

@@ -199,6 +199,10 @@ impl Watermarks {
         self.marks().get(&producer).cloned().unwrap_or_default()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.marks().len()
+    }
+
     /// These are durable now.
     pub(super) fn set(&self, marks: impl IntoIterator<Item = (Identity, Marks)>) {
         self.marks().extend(marks);
