@@ -480,7 +480,8 @@ async fn a_store_in_use_or_missing_or_unreadable_has_an_exit_code_of_its_own() {
     let scene = Scene::new().await;
     fs::write(scene.file("ids.txt"), "add-1\n").expect("written");
     fs::write(scene.file("export.jsonl"), "").expect("written");
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
+        &["inspect", "add-1", "--queue=orders"],
         &["store", "stats"],
         &["store", "verify"],
         &["store", "export"],
@@ -493,6 +494,13 @@ async fn a_store_in_use_or_missing_or_unreadable_has_an_exit_code_of_its_own() {
         assert!(said.contains("there is no store"), "{said}");
     }
     assert!(!scene.store("b").exists());
+    // Nor is one made of a directory that is there.
+    fs::create_dir(scene.store("b")).expect("made");
+    for command in commands {
+        let said = scene.refused("b", command, 1);
+        assert!(said.contains("there is no store"), "{said}");
+    }
+    assert_eq!(fs::read_dir(scene.store("b")).expect("there").count(), 0);
     let lock = File::options().write(true).open(scene.store("a").join("onceward.lock"));
     let lock = lock.expect("there");
     lock.try_lock().expect("it is free");

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::scope::scope;
+use super::store::with_store;
 use super::{ConfigArgs, Exit, complain, print, time, tokio_runtime};
 use crate::message::escape;
 use crate::store::{Inspection, Known, Outcome, StoreError, inspect};
@@ -31,17 +32,10 @@ pub(crate) struct InspectArgs {
 
 /// Looks: 0 whatever it finds, 69 if a worker has the store, 74 if the store is damaged, 78 with a wrong configuration.
 pub(crate) fn run(args: &InspectArgs) -> ExitCode {
-    let config = match args.config.load() {
+    let config = match with_store(&args.config) {
         Ok(config) => config,
-        Err(errors) => {
-            complain(&errors);
-            return Exit::Configuration.into();
-        }
+        Err(exit) => return exit.into(),
     };
-    if !config.store.path.is_dir() {
-        complain(&format_args!("there is no store in {}", config.store.path.display()));
-        return Exit::Failed.into();
-    }
     let scope = match scope(&config, &args.queue, args.tenant.as_deref()) {
         Ok(scope) => scope,
         Err(problem) => {
