@@ -422,6 +422,8 @@ async fn a_forgotten_message_runs_once_more_and_does_not_repeat_its_steps() {
     let said = scene.refused("a", &forget("nobody", &[]), 1);
     assert!(said.contains("not known"), "{said}");
     scene.refused("a", &["forget", "add-2", "--queue=orders", "--reason="], 2);
+    let said = scene.refused("a", &forget("send", &[]), 1);
+    assert!(said.contains("let the worker publish it"), "{said}");
     // The large result of the forgotten one is gone with the next worker, and that is no damage.
     let seen = work(&scene.store("a"), MESSAGES, true, 0).await;
     let mut runs = seen.runs;

@@ -98,7 +98,7 @@ pub enum EffectError {
     },
     /// A step began and its end is unknown: the message is dead-lettered as `in-doubt`, for an operator to find out.
     #[error(
-        "step {step:?} with key {key} was begun before and nobody knows whether it happened: find out, then forget the message and send it again"
+        "step {step:?} with key {key} was begun before and nobody knows whether it happened: find out; if it did not, forget the message and send it again"
     )]
     InDoubt {
         /// The name.

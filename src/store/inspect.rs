@@ -4,8 +4,8 @@
 
 use super::outcome::Outcome;
 use super::record::Attempts;
-use super::{Store, StoreError, StoreOptions};
-use crate::identity::ScopeName;
+use super::{Store, StoreError, StoreOptions, Watermark};
+use crate::identity::{ScopeName, SequenceId};
 
 /// What a store knows of one id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,10 @@ pub enum Inspection {
     },
     /// It had an outcome, and its record has expired.
     Expired,
+    /// Its producer numbers its messages, and the watermark says that it is done; there is no record of it.
+    Numbered,
+    /// Its producer numbers its messages, and this one is below a gap that was given up: it may have been done.
+    Unsure,
     /// There is no trace of it: never delivered, still on its first attempt, or collected.
     Unknown,
 }
@@ -83,8 +87,12 @@ pub async fn inspect(
             Some(Attempts { started, first_seen_ms, .. }) => {
                 Inspection::Unfinished { attempts: started, first_seen_ms }
             }
-            None if store.has_expired(identity) => Inspection::Expired,
-            None => Inspection::Unknown,
+            None => match numbered(&store, &scope.name(), id) {
+                Watermark::Done(_) => Inspection::Numbered,
+                Watermark::Unsure => Inspection::Unsure,
+                Watermark::New if store.has_expired(identity) => Inspection::Expired,
+                Watermark::New => Inspection::Unknown,
+            },
         });
     };
     Ok(Inspection::Known(Known {
@@ -95,4 +103,21 @@ pub async fn inspect(
         fingerprint: found.record.fingerprint.to_string(),
         dead_letter_pending: store.is_pending(identity),
     }))
+}
+
+/// What the watermark of its producer says of an id, if it is one of a numbered message: the producer, a slash, and the
+/// number without zeros before it.
+pub(super) fn numbered(store: &Store, scope: &ScopeName, id: &[u8]) -> Watermark {
+    let mut parts = id.rsplitn(2, |byte| *byte == b'/');
+    let (Some(text), Some(producer)) = (parts.next(), parts.next()) else {
+        return Watermark::New;
+    };
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<u64>().ok());
+    match number {
+        Some(number) if number.to_string().as_bytes() == text => {
+            let producer = store.hash_key().producer(scope, producer);
+            store.watermark(SequenceId { producer, number })
+        }
+        _ => Watermark::New,
+    }
 }

@@ -21,6 +21,7 @@ use crate::identity::{Fingerprint, ID_BYTES_MAX};
 
 mod effects;
 mod expiry;
+mod forget;
 mod limits;
 mod tools;
 

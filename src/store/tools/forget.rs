@@ -1,13 +1,19 @@
 //! Has a store forget one message that has ended, so that its next delivery runs.
 //!
-//! Nothing is removed: a tombstone with who and why takes the record's place. Steps of a dead message stay, so that it
-//! does not repeat what was done when it is sent again.
+//! A tombstone with who and why takes the record's place. Finished steps of a dead message stay, so that it does not
+//! repeat what was done when it is sent again. Steps that were begun and of which nobody knows the end go: the operator
+//! has found out, or takes the risk. Forgets nothing of which something waits for the broker.
 
 use tokio_util::sync::CancellationToken;
 
+use super::super::inspect::numbered;
 use super::super::outcome::{ForgetNote, Outcome};
-use super::super::{InspectScope, Record, Records, Store, StoreError, StoreOptions};
+use super::super::watermark::Watermark;
+use super::super::{Change, InspectScope, Record, Records, Store, StoreError, StoreOptions};
 use crate::message::cut;
+
+/// Most steps that one commit removes.
+const STEPS_MAX: usize = 64;
 
 /// Longest reason in a tombstone, in bytes.
 const REASON_BYTES_MAX: usize = 512;
@@ -35,8 +41,10 @@ pub struct Forgotten {
     pub committed_at_ms: u64,
     /// Attempts that it had taken.
     pub attempts: u32,
-    /// Steps that stay, and are not repeated when it is sent again.
+    /// Finished steps that stay, and are not repeated when it is sent again.
     pub steps: usize,
+    /// Steps that were begun and not finished: forgotten too, so they run when it is sent again.
+    pub begun_steps: usize,
 }
 
 /// Why nothing is forgotten.
@@ -47,11 +55,13 @@ pub enum ForgetError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// Nothing is known of it: there is nothing to forget.
-    #[error(
-        "it is not known: never delivered, still on its first attempt, past its retention, or of a producer that \
-         numbers its messages"
-    )]
+    #[error("it is not known: never delivered, still on its first attempt, or past its retention")]
     Unknown,
+    /// Its producer numbers its messages, and the watermark has passed this one: that cannot be taken back for one.
+    #[error(
+        "its producer numbers its messages and the watermark has passed this one: it cannot be forgotten"
+    )]
+    Numbered,
     /// It was tried and has not ended: its next delivery runs anyway.
     #[error("it has not ended, after {attempts} attempts: its next delivery runs anyway")]
     Unfinished {
@@ -61,6 +71,9 @@ pub enum ForgetError {
     /// Its dead letter is not confirmed yet: start the worker, and forget it when that has published it.
     #[error("its dead letter is not confirmed yet: let the worker publish it, then forget it")]
     Pending,
+    /// What it sends is not confirmed yet, and would be sent twice: start the worker, and forget it when all is sent.
+    #[error("what it sends is not confirmed yet: let the worker publish it, then forget it")]
+    Unsent,
     /// The clock is behind what is to be forgotten, whose record would count for the later one: set the clock.
     #[error(
         "the clock is behind: it ended at {committed_at_ms} ms since 1970, and that is in the future"
@@ -100,13 +113,19 @@ async fn forget_in(store: &Store, request: ForgetRequest<'_>) -> Result<Forgotte
     if store.is_pending(identity) {
         return Err(ForgetError::Pending);
     }
+    if store.shared.unconfirmed().is_of(identity) {
+        return Err(ForgetError::Unsent);
+    }
     if let Some(attempts) = store.attempts(identity) {
         return Err(ForgetError::Unfinished { attempts: attempts.started });
     }
     // Asked before the look-up, which makes sure that it is this identity.
     let location = store.shared.index.candidate(identity);
     let (Some(found), Some(location)) = (store.lookup(identity).await?, location) else {
-        return Err(ForgetError::Unknown);
+        return Err(match numbered(store, &request.scope.name(), request.id) {
+            Watermark::New => ForgetError::Unknown,
+            Watermark::Done(_) | Watermark::Unsure => ForgetError::Numbered,
+        });
     };
     let Record { outcome, fingerprint, attempts, .. } = found.record;
     if matches!(outcome, Outcome::Forgotten(_)) {
@@ -116,18 +135,28 @@ async fn forget_in(store: &Store, request: ForgetRequest<'_>) -> Result<Forgotte
     if store.clock().now_ms() < committed_at_ms {
         return Err(ForgetError::ClockBehind { committed_at_ms });
     }
+    let (finished, begun): (Vec<_>, Vec<_>) =
+        store.steps(identity).into_iter().partition(|step| step.result.is_some());
+    let (steps, begun_steps) = (finished.len(), begun.len());
     if !request.dry_run {
         let mut reason = request.reason.to_owned();
         cut(&mut reason, REASON_BYTES_MAX);
         let note = ForgetNote { reason, id: request.id.to_vec() };
         let outcome = Outcome::Forgotten(Box::new(note));
         let tombstone = Record { identity, fingerprint, attempts, outcome, result: None };
-        let records = Records::from_elem(tombstone, 1);
-        let persisted = store.persist(location.queue(), records, Vec::new()).await;
-        if persisted.is_none() {
-            return Err(store.shared.failed_earlier().into());
+        let mut rows = begun.into_iter().map(|step| Change::RemoveStep(identity, step.name));
+        let mut records = Records::new();
+        // More than a commit can hold go before: without its tombstone the message is known as before.
+        while records.is_empty() {
+            let rows: Vec<Change> = rows.by_ref().take(STEPS_MAX).collect();
+            if rows.len() < STEPS_MAX {
+                records.push(tombstone.clone());
+            }
+            let persisted = store.persist(location.queue(), records.clone(), rows).await;
+            if persisted.is_none() {
+                return Err(store.shared.failed_earlier().into());
+            }
         }
     }
-    let steps = store.steps(identity).len();
-    Ok(Forgotten { outcome, committed_at_ms, attempts, steps })
+    Ok(Forgotten { outcome, committed_at_ms, attempts, steps, begun_steps })
 }

@@ -13,9 +13,12 @@ use crate::store::{ForgetError, ForgetRequest, Forgotten, Outcome, forget};
 
 /// Have a stopped worker's store forget one id, so that its next delivery runs
 ///
-/// Nothing is removed: a record with the reason takes the place of what is known, and `onceward inspect` shows it.
-/// Steps of a dead message stay, so that it does not repeat what was done when it is sent again. An id that is not
-/// known, or has not ended, is refused with 1: its next delivery runs anyway.
+/// A record with the reason takes the place of what is known, and `onceward inspect` shows it. Finished steps of a dead
+/// message stay, so that it does not repeat what was done when it is sent again. A step that was begun and of which
+/// nobody knows whether it happened is forgotten with the message and runs again: find out first. Refused with 1 is an
+/// id that is not known or has not ended, whose next delivery runs anyway; one whose dead letter or outgoing messages
+/// wait for the broker, until the worker has published them; and one that a producer has numbered and whose watermark
+/// says that it is done, which cannot be forgotten.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ForgetArgs {
     #[command(flatten)]
@@ -80,7 +83,11 @@ fn as_text(args: &ForgetArgs, found: &Forgotten) -> String {
         0 => String::new(),
         steps => format!("; {steps} steps of it stay, and are not repeated"),
     };
-    format!("{id} in {} {verb}: it was {was} since {when}{steps}", args.queue)
+    let begun = match found.begun_steps {
+        0 => String::new(),
+        begun => format!("; {begun} steps that were begun and not finished run again"),
+    };
+    format!("{id} in {} {verb}: it was {was} since {when}{steps}{begun}", args.queue)
 }
 
 fn as_json(args: &ForgetArgs, found: &Forgotten) -> String {
@@ -91,6 +98,7 @@ fn as_json(args: &ForgetArgs, found: &Forgotten) -> String {
     json!({
         "forgotten": !args.dry_run, "dry_run": args.dry_run, "outcome": outcome, "reason": reason,
         "when": time(found.committed_at_ms), "attempts": found.attempts, "steps": found.steps,
+        "begun_steps": found.begun_steps,
     })
     .to_string()
 }

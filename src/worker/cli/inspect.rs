@@ -104,6 +104,14 @@ fn as_text(args: &InspectArgs, found: &Inspection) -> String {
         Inspection::Expired => {
             format!("{id} in {}: was known, and its record has expired since", args.queue)
         }
+        Inspection::Numbered => format!(
+            "{id} in {}: done, as the watermark of its producer says; there is no record of a numbered message",
+            args.queue
+        ),
+        Inspection::Unsure => format!(
+            "{id} in {}: may have been done: its number is below a gap that was given up",
+            args.queue
+        ),
         Inspection::Unknown => format!(
             "{id} in {}: not known: never delivered, still on its first attempt, or past its retention",
             args.queue
@@ -137,6 +145,8 @@ fn as_json(found: &Inspection) -> serde_json::Value {
             "known": false, "attempts": attempts, "first_seen": time(*first_seen_ms),
         }),
         Inspection::Expired => json!({ "known": false, "expired": true }),
+        Inspection::Numbered => json!({ "known": true, "outcome": "done", "by": "watermark" }),
+        Inspection::Unsure => json!({ "known": false, "unsure": true }),
         Inspection::Unknown => json!({ "known": false }),
     }
 }
