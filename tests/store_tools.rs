@@ -367,6 +367,11 @@ async fn a_missing_block_is_found_and_its_neighbours_are_saved() {
     }
     let found = scene.run("a", &["store", "verify"], 1);
     assert!(found.contains("block 1 of queue 0") && found.contains("it is missing"), "{found}");
+    // What is not there is not told as what was never done.
+    fs::write(scene.file("ids.txt"), "more-0\nmore-1\nmore-2\n").expect("written");
+    let reconcile = ["reconcile", "--against=ids.txt", "--queue=orders"];
+    let said = scene.refused("a", &reconcile, 74);
+    assert!(said.contains("block 1 of queue 0"), "{said}");
     let said =
         checked_export(&scene, &["store", "export", "--output=all.jsonl", "--skip-damaged"], 1);
     assert!(said.contains("1 damages"), "{said}");

@@ -9,6 +9,7 @@ use super::super::committed::Committed;
 use super::super::outcome::{Outcome, Reason};
 use super::super::record::{BLOCK_PREFIX, Location, QUEUE_PREFIX, QueueId};
 use super::super::{InspectScope, StoreError, StoreOptions};
+use super::journal::Blocks;
 use super::reader::Reader;
 use super::row::{Row, decode};
 use super::{Damage, Watch};
@@ -129,8 +130,13 @@ impl Reconciliation {
     async fn read_records(&mut self, all: bool, watch: &mut dyn Watch) -> Result<(), StoreError> {
         let reader = self.reader.clone();
         let mut rows = reader.rows(BLOCK_PREFIX);
+        let mut blocks = Blocks::default();
         while let Some((key, value)) = rows.next().await? {
             let Row::Block(at, block) = self.row(&key, &value)? else { continue };
+            // Messages in a block that is missing would be told as never done.
+            if let Some(damage) = blocks.read(at, block.committed_at_ms, value.len()) {
+                return Err(reader.damaged(&damage));
+            }
             if !all && !self.is_of_queue(at) {
                 continue;
             }
@@ -147,6 +153,9 @@ impl Reconciliation {
                 }
             }
             watch.progress(self.records.len() as u64);
+        }
+        if let Some(damage) = blocks.end(&reader).await?.first() {
+            return Err(reader.damaged(damage));
         }
         let mut rows = reader.rows(super::super::record::ATTEMPTS_PREFIX);
         while let Some((key, value)) = rows.next().await? {
