@@ -343,6 +343,27 @@ async fn every_damage_is_named_and_what_is_sound_can_be_saved() {
     assert_eq!(seen.runs, Vec::<String>::new(), "all are duplicates");
 }
 
+#[tokio::test]
+async fn what_is_of_a_queue_whose_row_is_lost_can_be_saved() {
+    for is_there in [true, false] {
+        let scene = Scene::new().await;
+        scene.harm(b"q", |_, mut value| {
+            value[2] ^= 1;
+            is_there.then_some(value)
+        });
+        let export = ["store", "export", "--output=all.jsonl"];
+        let said = checked_export(&scene, &export, 74);
+        assert!(said.contains("queue 0"), "{said}");
+        let said = checked_export(&scene, &[&export[..], &["--skip-damaged"]].concat(), 1);
+        assert!(said.contains("1 damages"), "{said}");
+        scene.run("b", &["store", "import", "all.jsonl"], 0);
+        scene.run("b", &["store", "verify"], 0);
+        assert_eq!(scene.stats("b")["queues"][0]["queue"], "lost-0");
+        let seen = work(&scene.store("b"), MESSAGES, true, 0).await;
+        assert_eq!(seen.runs, Vec::<String>::new(), "all are duplicates");
+    }
+}
+
 /// Runs an export that says something; gives standard error.
 fn checked_export(scene: &Scene, arguments: &[&str], code: i32) -> String {
     let output = scene.command("a", arguments).output().expect("the binary starts");

@@ -9,13 +9,14 @@ use bytes::BytesMut;
 use serde::Serialize;
 
 use super::super::backend::StoreError;
-use super::super::record::{self, BLOCK_PREFIX, Block, FORMAT, Location, Meta};
+use super::super::record::{self, BLOCK_PREFIX, Block, FORMAT, Location, Meta, QueueId};
 use super::super::rows::Spilled;
 use super::super::spill::PIECE_BYTES_MAX;
 use super::super::{StoreOptions, ghosts, outgoing, state, steps, watermark};
 use super::journal::Blocks;
 use super::latest::Latest;
 use super::line::{CHUNK_BYTES, End, FORMAT_NAME, Header, Line, VERSION};
+use super::names::{Names, queues_of};
 use super::reader::Reader;
 use super::record_line::RecordLine;
 use super::row::{Row, decode};
@@ -65,7 +66,8 @@ pub async fn export(
     let Meta { hash_key, epoch, .. } = reader.meta().await?;
     let out = Hashing { out, hasher: blake3::Hasher::new() };
     let exported = Exported::default();
-    let mut export = Export { reader, skip_damaged, out, watch, exported, latest: None };
+    let (names, latest) = (Names::default(), None);
+    let mut export = Export { reader, skip_damaged, out, watch, exported, names, latest };
     export.line(&Header {
         format: FORMAT_NAME.to_owned(),
         version: VERSION,
@@ -97,6 +99,7 @@ struct Export<'a> {
     out: Hashing<'a>,
     watch: &'a mut dyn Watch,
     exported: Exported,
+    names: Names,
     /// Read when it is needed, which is nearly never.
     latest: Option<Latest>,
 }
@@ -109,6 +112,7 @@ impl Export<'_> {
         while let Some((key, value)) = rows.next().await? {
             match decode(&key, &value) {
                 Ok(Row::Block(at, block)) => {
+                    self.name(at.queue()).await?;
                     if let Some(damage) = blocks.read(at, block.committed_at_ms, value.len()) {
                         self.leave_out(&damage)?;
                     }
@@ -122,6 +126,7 @@ impl Export<'_> {
             self.leave_out(&damage)?;
         }
         for (queue, block) in blocks.ends() {
+            self.name(queue).await?;
             self.line(&Line::NextBlock { queue: queue.0, block })?;
         }
         Ok(())
@@ -165,9 +170,26 @@ impl Export<'_> {
         Ok(())
     }
 
+    /// Names a queue whose row is damaged or missing.
+    async fn name(&mut self, queue: QueueId) -> Result<(), ExportError> {
+        let Some(row) = self.names.instead(queue) else { return Ok(()) };
+        let key = record::queue_key(queue);
+        // One that is damaged was told.
+        if self.reader.backend.get(&key).await?.is_none() {
+            self.leave_out(&Damage::new(&key, "it is missing, and there are rows of it"))?;
+        }
+        self.line(&Line::queue(queue, row))
+    }
+
     async fn row(&mut self, key: &[u8], row: Row) -> Result<(), ExportError> {
+        for queue in queues_of(&row) {
+            self.name(queue).await?;
+        }
         let (line, spilled) = match row {
-            Row::Queue(id, row) => (Line::queue(id, row), None),
+            Row::Queue(id, row) => {
+                self.names.add(id, &row);
+                (Line::queue(id, row), None)
+            }
             Row::Ghosts(at, row) => (Line::ghosts(at, row), None),
             Row::Attempts(identity, attempts) => (Line::attempts(identity, attempts), None),
             Row::Pending(identity) => (Line::pending(identity), None),

@@ -11,6 +11,7 @@ mod import;
 mod journal;
 mod latest;
 mod line;
+mod names;
 mod reader;
 mod rebuild;
 #[cfg(feature = "worker")]
