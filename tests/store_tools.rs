@@ -201,7 +201,16 @@ impl Scene {
 
 fn engine(store: &Path) -> sled::Db {
     let config = sled::Config::new().path(store).flush_every_ms(None);
-    config.segment_size(SEGMENT_BYTES).open().expect("it opens")
+    let config = config.segment_size(SEGMENT_BYTES);
+    // Threads of sled's may hold its lock for a moment after the store was closed.
+    let opened = (0..200).find_map(|_| {
+        let opened = config.open().ok();
+        if opened.is_none() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        opened
+    });
+    opened.expect("it opens")
 }
 
 /// As the store itself has it.
