@@ -55,6 +55,7 @@ fn the_house_rules_hold() {
                 "{file}:1: does not begin with a `//!` comment that says what it owns"
             ));
         }
+        check_libraries(&file, &text, &mut broken);
         // A module's tests in a file of their own are test code as a whole.
         if !file.ends_with("/tests.rs") && !file.contains("/tests/") {
             check_size(&file, &text, &mut broken);
@@ -136,14 +137,25 @@ fn check_paths(file: &str, text: &str, broken: &mut Vec<String>) {
             broken.push(format!("{}: `{from}` may not name `crate::{path}`", place(at)));
         }
     }
-    for (library, home) in HOMES {
-        for at in words(&code, library).filter(|_| !file.starts_with(home)) {
-            let named = code[at..].strip_prefix(library).is_some_and(|rest| rest.starts_with("::"));
-            if named && !code[..at].ends_with("::") {
-                broken.push(format!("{}: only {home} may name {library}", place(at)));
-            }
+}
+
+/// Of tests too: whoever names a client library knows what only its home should.
+fn check_libraries(file: &str, text: &str, broken: &mut Vec<String>) {
+    let code = blanked(text);
+    for (library, home) in HOMES.iter().filter(|(_, home)| !file.starts_with(home)) {
+        for at in words(&code, library).filter(|at| names_library(&code, *at, library)) {
+            let line = code[..at].matches('\n').count() + 1;
+            broken.push(format!("{file}:{line}: only {home} may name {library}"));
         }
     }
+}
+
+/// Whether a path begins with the library here: `lapin::`, and `::lapin::`, but not `super::lapin::`.
+fn names_library(code: &str, at: usize, library: &str) -> bool {
+    let is_path = code[at..].strip_prefix(library).is_some_and(|rest| rest.starts_with("::"));
+    let before = code[..at].strip_suffix("::");
+    is_path
+        && before.is_none_or(|before| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_'))
 }
 
 /// Every path that begins at the crate's root, spelt `crate::` or by enough `super::`, with where it is.
@@ -315,6 +327,15 @@ fn files(directories: &[&str], extension: &str) -> Vec<String> {
 
 #[test]
 fn the_scanner_sees_paths_in_code_and_nothing_else() {
+    for (code, named) in [
+        ("sled::open()", true),
+        ("drop(::sled::open())", true),
+        ("super::sled::open()", false),
+        ("use self::sled as engine;", false),
+    ] {
+        let at = code.find("sled").expect("it is there");
+        assert_eq!(names_library(code, at, "sled"), named, "{code}");
+    }
     let text = r##"
 //! crate::comment
 use crate::{store::{self, Reason as R}, broker::memory::*};

@@ -281,3 +281,23 @@ fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
     db.flush().map_err(|error| format!("flushing: {error}"))?;
     log.sync_data().map_err(|error| format!("fdatasync: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::record::FORMAT;
+    use crate::store::{Store, StoreOptions};
+
+    /// It had smaller segments, so sled says it first.
+    #[tokio::test]
+    async fn a_store_of_the_first_format_is_told_as_such() {
+        let dir = tempfile::tempdir().expect("a temporary directory can be made");
+        drop(sled::Config::new().path(dir.path()).open().expect("it opens"));
+        let opened = Store::open(&StoreOptions::new(dir.path()), &[], &|_| ()).await;
+        let error = opened.err().expect("it must not open");
+        let StoreError::Format { found, known, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((found, known), (1, FORMAT));
+    }
+}

@@ -248,18 +248,6 @@ async fn an_unknown_format_is_told_with_both_numbers() {
     assert_eq!((found, known), (FORMAT + 1, FORMAT));
 }
 
-/// Format 1 had smaller segments, so sled says it first.
-#[tokio::test]
-async fn a_store_of_the_first_format_is_told_as_such() {
-    let dir = directory();
-    drop(::sled::Config::new().path(dir.path()).open().expect("it opens"));
-    let error = open_error(dir.path()).await;
-    let StoreError::Format { found, known, .. } = error else {
-        panic!("{error:?}");
-    };
-    assert_eq!((found, known), (1, FORMAT));
-}
-
 #[tokio::test]
 async fn the_epoch_rises_at_each_open_and_the_hash_key_stays() {
     let dir = directory();
