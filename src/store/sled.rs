@@ -294,7 +294,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
         drop(sled::Config::new().path(dir.path()).open().expect("it opens"));
         let opened = Store::open(&StoreOptions::new(dir.path()), &[], &|_| ()).await;
-        let error = opened.err().expect("it must not open");
+        let error = opened.expect_err("it must not open");
         let StoreError::Format { found, known, .. } = error else {
             panic!("{error:?}");
         };
