@@ -17,6 +17,7 @@ use super::duplicate::{self, Unrecorded};
 use super::key_memory::KeyMemory;
 use super::queue::Queue;
 use crate::batch::ErasedBatchHandler;
+use crate::failpoint::{self, Point};
 use crate::handler::AnyHandler;
 use crate::identity::Identity;
 use crate::options::OnConflict;
@@ -213,6 +214,7 @@ async fn judge(
     message: &Admitted,
 ) -> Result<Verdict, StoreError> {
     let Some(found) = queue.store.lookup(identity).await? else {
+        failpoint::reached(Point::LookedUp);
         return Ok(Verdict::New);
     };
     if matches!(found.record.outcome, Outcome::Forgotten(_)) {

@@ -16,6 +16,7 @@ use super::queue::Queue;
 use super::run::{self, Failed, Success};
 use crate::clock::duration_ms;
 use crate::effects::CurrentState;
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
 use crate::store::{Attempts, Change, Reason, Records};
 
@@ -138,5 +139,7 @@ pub(crate) async fn permit<'a>(
 /// `false` after a failure of the store.
 async fn persist(queue: &Queue, identity: Identity, row: Attempts) -> bool {
     let rows = vec![Change::PutAttempts(identity, row)];
-    queue.store.persist(queue.id, Records::new(), rows).await.is_some()
+    let persisted = queue.store.persist(queue.id, Records::new(), rows).await;
+    failpoint::reached(Point::AttemptRecorded);
+    persisted.is_some()
 }

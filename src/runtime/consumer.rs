@@ -24,6 +24,7 @@ use super::window::AckWindow;
 use crate::backoff::Reconnect;
 use crate::broker::{Broker, BrokerError, Deliveries, Delivery, Session, Subscription};
 use crate::clock::duration_ms;
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 
 /// How often gauges are set and ended actors looked for when nothing arrives.
@@ -252,6 +253,7 @@ impl Consumer {
         match delivery {
             Some(Ok(delivery)) => {
                 self.queue.metrics.received.increment(1);
+                failpoint::reached(Point::Received);
                 let was_isolated = self.isolated > 0;
                 let random = || fastrand::u128(..).to_le_bytes();
                 let now = Instant::now();

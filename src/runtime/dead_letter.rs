@@ -16,6 +16,7 @@ use super::admission::Admitted;
 use super::commit;
 use super::queue::Queue;
 use super::under_way::CommitGuard;
+use crate::failpoint::{self, Point};
 use crate::identity::{self, Identity};
 use crate::message::{Message, cut};
 use crate::outbox::{End, Headers, Letter, Otherwise, Outgoing};
@@ -101,6 +102,7 @@ fn outgoing(queue: &Arc<Queue>, burial: Burial) -> Outgoing {
                     None
                 }
                 End::Sent => {
+                    failpoint::reached(Point::DeadLetterPublished);
                     queue.metrics.count_dead(burial.note.reason);
                     span.in_scope(|| say(&queue, &burial));
                     Some(settling(&queue, burial, counted))

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 use super::queue::{Queue, TIME_MAX};
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 
 /// How long handlers that were cut off may take to let go: one that blocks its thread is left behind.
@@ -31,6 +32,7 @@ pub(crate) async fn finish(
     actors: &mut JoinSet<Result<(), StoreError>>,
     limit: Duration,
 ) -> Vec<ActorEnd> {
+    failpoint::reached(Point::Draining);
     let deadline = Instant::now() + limit.min(TIME_MAX);
     let mut ended = Vec::new();
     while !actors.is_empty() {

@@ -19,6 +19,7 @@ use super::settle::Settlements;
 use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
 use crate::effects::Limits;
+use crate::failpoint::{self, Point};
 use crate::handler::AnyHandler;
 use crate::identity::{Identity, Scope};
 use crate::message::{HeaderValue, Message};
@@ -144,7 +145,10 @@ impl Queue {
             && message.message.properties.reply_to.is_some();
         let mut dispatch = self.lock();
         match dispatch.claims.claim(&message, !is_answered) {
-            Claimed::New => dispatch.mailboxes.put(message),
+            Claimed::New => {
+                failpoint::reached(Point::Claimed);
+                dispatch.mailboxes.put(message)
+            }
             Claimed::Joined => {
                 drop(dispatch);
                 self.metrics.duplicates.increment(1);

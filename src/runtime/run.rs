@@ -18,6 +18,7 @@ use super::queue::Queue;
 use crate::batch::{BatchCalled, ErasedBatchHandler};
 use crate::context::Context;
 use crate::effects::{CurrentState, EffectError, StagedMessages, StagedState};
+use crate::failpoint::{self, Point};
 use crate::handler::{AnyHandler, CallError, HandleError, error_chain, reject};
 use crate::message::cut;
 use crate::payload::Reply;
@@ -118,6 +119,7 @@ pub(crate) async fn contained<T>(
         }
     };
     let ended = AssertUnwindSafe(run).catch_unwind().await;
+    failpoint::reached(Point::HandlerReturned);
     queue.metrics.handler_seconds.record(started.elapsed().as_secs_f64());
     ended.unwrap_or_else(|panic| Err(Failed::Transient(panic_text(panic.as_ref()), None)))
 }

@@ -12,6 +12,7 @@ use super::admission::Tag;
 use super::claims::Tags;
 use super::window::AckWindow;
 use crate::broker::{AckChannel, BrokerError};
+use crate::failpoint::{self, Point};
 use crate::store::{Persisted, Store};
 use crate::telemetry::QueueMetrics;
 
@@ -129,6 +130,7 @@ impl Settler<'_> {
                 self.metrics.failed.increment(acked as u64);
                 return Err(error);
             }
+            failpoint::reached(Point::AckWritten);
         }
         self.metrics.acked.increment(acked as u64);
         Ok(())

@@ -5,6 +5,7 @@ use tracing::error;
 
 use super::queue::Queue;
 use crate::effects::{EffectError, StepFound, StepStore};
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
 
 impl StepStore for Queue {
@@ -38,6 +39,7 @@ impl StepStore for Queue {
     ) -> BoxFuture<'a, Result<(), EffectError>> {
         async move {
             let put = self.store.put_step(identity, self.id, name, result).await;
+            failpoint::reached(Point::StepStored);
             put.map(drop).ok_or(EffectError::Stopped)
         }
         .boxed()

@@ -19,6 +19,7 @@ use super::rows::Spilled;
 use super::spill;
 use super::{Change, Shared};
 use crate::clock::duration_ms;
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
 
 /// How often attempts of messages that never came back are looked through.
@@ -72,6 +73,7 @@ impl Committer {
                     }
                     break;
                 }
+                failpoint::reached(Point::Collecting);
                 room -= 1;
                 removed += 1;
                 group.batch.remove_large(key);

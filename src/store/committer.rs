@@ -24,6 +24,8 @@ use super::pace::Paces;
 use super::record;
 use super::unfinished::Unfinished;
 use super::{Change, Commit, Persisted, Shared};
+use crate::failpoint::{self, Point};
+use crate::planted::{self, Bug};
 use crate::telemetry::StoreMetrics;
 
 /// Commits that may wait: more than one group can ever hold, so that a sync never waits for work.
@@ -198,7 +200,7 @@ impl Committer {
                 "a producer's numbers have too many gaps: of the lowest it is no longer known whether they were done"
             );
         }
-        let Group { mut batch, blocks, outgoing, told, changes, .. } = group;
+        let Group { mut batch, blocks, outgoing, mut told, changes, .. } = group;
         let writing = Unfinished::new(&self.shared);
         gathering.finished();
         let mut records = Vec::with_capacity(told.len());
@@ -228,9 +230,13 @@ impl Committer {
         }
 
         let started = Instant::now();
+        if planted::is(Bug::AckBeforeSync) {
+            told.drain(..).for_each(|(_, on_persisted)| on_persisted(Persisted(())));
+        }
         // Without rows there is nothing to wait for: what was handed in before is durable.
         if !batch.is_empty() {
             self.shared.backend.commit(batch).await?;
+            failpoint::reached(Point::Synced);
         }
         let synced = Instant::now();
 
@@ -267,8 +273,10 @@ impl Committer {
         }
         let mut rows = self.shared.rows();
         for change in changes {
-            if let Change::PutState(change) = &change {
-                self.shared.states.persisted(change.key);
+            match &change {
+                Change::PutState(change) => self.shared.states.persisted(change.key),
+                Change::RemoveOutgoing(_) => failpoint::reached(Point::OutgoingRemoved),
+                _ => {}
             }
             if let Some(spilled) = rows.apply(change) {
                 self.garbage.add(spilled);

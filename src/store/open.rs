@@ -20,6 +20,7 @@ use super::mirror::Mirror;
 use super::outgoing::Unconfirmed;
 use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Record};
 use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, engine};
+use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
 
 /// Rows read at a time while scanning.
@@ -156,6 +157,7 @@ impl Opening<'_> {
             let classes = numbers.split_off(1);
             ids.extend(numbers.first().map(|own| QueueIds { own: *own, classes }));
         }
+        failpoint::reached(Point::Opening);
         self.backend.commit(batch).await?;
         Ok(ids)
     }

@@ -14,6 +14,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use super::backend::{Backend, Batch, Row, StoreError};
 use super::described::{self, NameOf};
 use super::record::{self, Meta};
+use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
 
 /// A disk in memory; clones are handles to the same one.
@@ -195,6 +196,7 @@ impl Backend for SimulatedBackend {
                 apply(&mut state.current, &ops);
                 state.sync_delay
             };
+            failpoint::reached(Point::Applied);
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }

@@ -20,6 +20,7 @@ use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
 use super::directory::{self, LOCK_RETRY_DELAY, LOCK_TRIES};
 use super::record::FORMAT;
 use super::swap::{self, Settled};
+use crate::failpoint::{self, Point};
 
 /// Size of sled's segments, four times its default.
 ///
@@ -278,6 +279,7 @@ fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
         }
     }
     db.apply_batch(sled_batch).map_err(|error| format!("writing: {error}"))?;
+    failpoint::reached(Point::Applied);
     db.flush().map_err(|error| format!("flushing: {error}"))?;
     log.sync_data().map_err(|error| format!("fdatasync: {error}"))
 }

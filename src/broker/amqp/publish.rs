@@ -22,6 +22,7 @@ use super::own::{self, Declared};
 use super::progress::Progress;
 use super::url::AmqpOptions;
 use crate::broker::{BrokerError, PublishChannel, Published, same_outgoing};
+use crate::failpoint::{self, Point};
 use crate::message::Message;
 
 const NOT_FOUND: u16 = 404;
@@ -125,6 +126,7 @@ impl Channeled {
                 }
             }
         }
+        failpoint::reached(Point::Published);
         let mut answers = Vec::with_capacity(batch.len());
         let mut returned = Vec::new();
         for sending in sent {

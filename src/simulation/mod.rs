@@ -1,0 +1,8 @@
+//! The proof of the promise: histories of what happened at a worker's borders, and the one checker that judges them.
+//!
+//! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
+
+pub mod history;
+
+pub use crate::failpoint::Point;
+pub use crate::planted::Bug;
