@@ -18,6 +18,7 @@ use crate::clock::duration_ms;
 use crate::effects::CurrentState;
 use crate::failpoint::{self, Point};
 use crate::identity::Identity;
+use crate::planted::{self, Bug};
 use crate::store::{Attempts, Change, Reason, Records};
 
 /// How the attempts at a message ended.
@@ -68,7 +69,8 @@ pub(crate) async fn attempt_until_ended(
             first_seen_ms,
             updated_at_ms: queue.store.clock().now_ms(),
         };
-        if message.redelivered && !Box::pin(persist(queue, message.identity, row(true))).await {
+        let is_suspect = message.redelivered && !planted::is(Bug::RunNotRecordedBefore);
+        if is_suspect && !Box::pin(persist(queue, message.identity, row(true))).await {
             return Ended::Released;
         }
         let failed = match run::one(queue, message, attempts, state).await {
@@ -97,7 +99,7 @@ pub(crate) async fn attempt_until_ended(
 
 /// Makes the failed attempt durable and waits; `false` once the drain has begun or the store has failed.
 async fn wait_to_retry(queue: &Queue, identity: Identity, row: Attempts, delay: Duration) -> bool {
-    if !persist(queue, identity, row).await {
+    if !planted::is(Bug::FailureNotRecorded) && !persist(queue, identity, row).await {
         return false;
     }
     tokio::select! {
@@ -116,23 +118,18 @@ fn death_before_restart(known: Attempts) -> Death {
     Death { reason, error: error.to_owned(), attempts: known.started }
 }
 
-/// Whether a new run may start.
-fn may_run(queue: &Queue) -> bool {
-    !queue.draining.is_cancelled() && !queue.store.has_failed()
-}
-
 /// `None` once the drain has begun or the store has failed.
 pub(crate) async fn permit<'a>(
     queue: &Queue,
     permits: &'a Semaphore,
 ) -> Option<SemaphorePermit<'a>> {
     if let Ok(permit) = permits.try_acquire() {
-        return may_run(queue).then_some(permit);
+        return (!queue.is_leaving()).then_some(permit);
     }
     tokio::select! {
         biased;
         () = queue.draining.cancelled() => None,
-        permit = permits.acquire() => permit.ok().filter(|_| may_run(queue)),
+        permit = permits.acquire() => permit.ok().filter(|_| !queue.is_leaving()),
     }
 }
 

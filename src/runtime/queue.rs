@@ -25,6 +25,7 @@ use crate::identity::{Identity, Scope};
 use crate::message::{HeaderValue, Message};
 use crate::options::{OnDuplicate, OnUnroutable, QueueOptions};
 use crate::outbox::{Otherwise, Relay, Sender};
+use crate::planted::{self, Bug};
 use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store};
 use crate::telemetry::{Health, QueueMetrics};
 
@@ -204,6 +205,12 @@ impl Queue {
         tags
     }
 
+    /// Whether no new run may start.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let is_draining = self.draining.is_cancelled() && !planted::is(Bug::RunInDrain);
+        is_draining || self.store.has_failed()
+    }
+
     /// Contested deliveries to be judged now.
     pub(crate) fn take_readmitted(&self) -> Vec<Admitted> {
         std::mem::take(&mut self.lock().readmit)
@@ -219,7 +226,7 @@ impl Queue {
         let before = dispatch.readmit.len();
         dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
-        for message in &waiting {
+        for message in waiting.iter().filter(|_| !planted::is(Bug::ClaimNotReleased)) {
             // Nothing contests it any more: that was of this generation too, or went with its own.
             let (tags, _) = dispatch.claims.end(message.identity);
             returned += tags.len();

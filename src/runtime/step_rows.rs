@@ -7,6 +7,7 @@ use super::queue::Queue;
 use crate::effects::{EffectError, StepFound, StepStore};
 use crate::failpoint::{self, Point};
 use crate::identity::Identity;
+use crate::planted::{self, Bug};
 
 impl StepStore for Queue {
     fn find<'a>(
@@ -15,7 +16,8 @@ impl StepStore for Queue {
         name: &'a str,
     ) -> BoxFuture<'a, Result<StepFound, EffectError>> {
         async move {
-            let Some(step) = self.store.step(identity, name) else {
+            let step = self.store.step(identity, name);
+            let Some(step) = step.filter(|_| !planted::is(Bug::StepCalledAgain)) else {
                 return Ok(StepFound::New);
             };
             let Some(result) = step.result else {

@@ -171,6 +171,9 @@ impl Committer {
     async fn write_group(&mut self) -> Result<(), StoreError> {
         let mut group = Group::default();
         let gathering = Unfinished::new(&self.shared);
+        if planted::is(Bug::CommitsReordered) {
+            self.waiting.make_contiguous().reverse();
+        }
         while let Some(commit) = self.waiting.pop_front() {
             if let Err(commit) = group.add(commit, &self.shared.watermarks) {
                 self.waiting.push_front(*commit);
@@ -235,7 +238,10 @@ impl Committer {
         }
         // Without rows there is nothing to wait for: what was handed in before is durable.
         if !batch.is_empty() {
-            self.shared.backend.commit(batch).await?;
+            let synced = self.shared.backend.commit(batch).await;
+            if !planted::is(Bug::FailedSyncIgnored) {
+                synced?;
+            }
             failpoint::reached(Point::Synced);
         }
         let synced = Instant::now();
