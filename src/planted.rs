@@ -17,7 +17,7 @@ pub enum Bug {
     FingerprintNotCompared,
     /// A lost connection leaves the claims of what waited behind.
     ClaimNotReleased,
-    /// The row of outgoing messages goes before they are confirmed.
+    /// A block of outgoing messages goes with the first of them that is confirmed.
     OutgoingRemovedUnsent,
     /// Outgoing messages are sent, and not in the commit.
     OutgoingNotStored,

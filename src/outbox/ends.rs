@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::entry::Entry;
 use super::lanes::LaneId;
 use super::{End, OnEnd, Shared};
-use crate::identity::Identity;
 use crate::store::{Change, Commit, Records, Store};
 
 /// How long a removal rests: alone it would cost a sync of its own. A crash in that time sends some messages again,
@@ -53,16 +52,11 @@ impl Ends {
         if end == End::Sent
             && let Some(identity) = entry.row
         {
-            self.remove(lane, identity);
-        }
-    }
-
-    /// Has the row of what the message sends removed, some time.
-    pub(super) fn remove(&mut self, lane: LaneId, identity: Identity) {
-        let rows = self.store.sent(identity);
-        if !rows.is_empty() {
-            self.removals.push(removal(lane, rows));
-            self.rest_until.get_or_insert_with(|| Instant::now() + REMOVALS_REST);
+            let rows = self.store.sent(identity);
+            if !rows.is_empty() {
+                self.removals.push(removal(lane, rows));
+                self.rest_until.get_or_insert_with(|| Instant::now() + REMOVALS_REST);
+            }
         }
     }
 

@@ -18,7 +18,6 @@ use super::room::Room;
 use super::{End, Kind, Otherwise, Relay, Sender, Shared};
 use crate::broker::{PublishError, Publisher};
 use crate::message::Message;
-use crate::planted::{self, Bug};
 use crate::store::{OutgoingRow, Store, StoreError};
 use crate::telemetry::Health;
 
@@ -129,11 +128,6 @@ impl RelayTask {
         for outgoing in arrived {
             let lane = (outgoing.key, outgoing.sender.kind);
             let mut entry = Entry::new(outgoing);
-            if let Some(identity) = entry.row
-                && planted::is(Bug::OutgoingRemovedUnsent)
-            {
-                self.ends.remove(lane, identity);
-            }
             let watch = |returned: &CancellationToken| self.flights.watch(lane, returned.clone());
             entry.watched = entry.returned.as_ref().map(watch);
             if let Some(entry) = self.lanes.push(lane, entry) {
@@ -229,7 +223,6 @@ impl RelayTask {
                 info!(queue, error = %error, "an outgoing message is dropped");
                 self.advance(lane);
             }
-            Refused::Held if planted::is(Bug::RefusalCountsAsSent) => self.finish(lane, End::Sent),
             Refused::Held => self.hold(lane, error),
         }
     }

@@ -109,7 +109,7 @@ impl Unconfirmed {
         }
         let block = self.blocks.get_mut(&sequence)?;
         block.left = block.left.saturating_sub(1);
-        if block.left > 0 {
+        if block.left > 0 && !planted::is(Bug::OutgoingRemovedUnsent) {
             return None;
         }
         self.blocks.remove(&sequence).map(|block| (sequence, block.spilled))
