@@ -90,7 +90,7 @@ async fn work_off_together(
     }
     if let [first, _, ..] = &*together {
         memory.load(queue, first).await?;
-        together = batch::run_together(queue, handler, together, memory).await;
+        together = batch::run_together(queue, handler, together, memory).await?;
     }
     // One that runs alone, or those of a batch that failed.
     for message in together {
@@ -187,6 +187,7 @@ async fn work_off_new(
             outcome("returned");
             queue.release(message.identity);
         }
+        Ended::StoreFailed(error) => return Err(*error),
     }
     Ok(())
 }

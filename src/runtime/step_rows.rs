@@ -1,7 +1,8 @@
 //! Where a handler's steps are kept: rows of the store, durable before the handler goes on.
+//!
+//! A row that cannot be read ends the run, and with it the worker, as every other failure of the store does.
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use tracing::error;
 
 use super::queue::Queue;
 use crate::effects::{EffectError, StepFound, StepStore};
@@ -24,7 +25,8 @@ impl StepStore for Queue {
                 return Ok(StepFound::Begun);
             };
             let result = self.store.fetch(&result).await.map_err(|error| {
-                error!(step = name, error = %error, "the result of a step cannot be read");
+                // The run ends with it, whatever the handler makes of the error.
+                let _ = self.unreadable.set(error);
                 EffectError::Stopped
             })?;
             self.metrics.steps_replayed.increment(1);
