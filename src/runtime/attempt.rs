@@ -1,8 +1,8 @@
 //! The attempts at one message: counted, timed, contained, repeated with backoff while other keys go on.
 //!
 //! A failed attempt is durable before the next one starts. An attempt at a redelivered message is durable before it
-//! starts itself: a message that kills the process is counted, and ends as `crash-loop`. An attempt that fails while the
-//! breaker is open is not counted: the next one has its number. Knows nothing of what a handler is or how it is
+//! starts itself: a message that kills the process is counted, and ends as `crash-loop`. An attempt that fails while
+//! the breaker is open is not counted: the next one has its number. Knows nothing of what a handler is or how it is
 //! contained.
 
 use std::sync::Arc;
