@@ -130,7 +130,8 @@ pub struct QueueOptions {
     /// The `consumer_timeout` of the broker, after which it takes back what is not acknowledged; default 30 minutes, as
     /// RabbitMQ's; `None` if it has none.
     ///
-    /// When a delivery is older than half of it, nothing more is taken in until that one is settled.
+    /// A delivery older than half of it is told, and in the last tenth nothing more is taken in: it would be taken back
+    /// with the old one.
     pub consumer_timeout: Option<Duration>,
     /// Most bytes of messages in work; default 256 MiB. With more nothing is taken in, one message always is.
     ///

@@ -248,6 +248,7 @@ async fn a_downstream_that_is_dead_for_an_hour_costs_no_message_its_attempts() {
     world.downstream.set_dead(false);
     world.downstream.forget_calls();
     world.settled().await;
+    sleep(SECOND).await;
     assert!(worker.health.readiness().is_ready());
     assert_eq!(world.downstream.worked().len(), 2_000);
     let most = world.downstream.calls().iter().map(|call| call.attempt).max();
@@ -349,7 +350,8 @@ async fn poison_among_good_messages_dies_as_ever_and_opens_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_queue_of_poison_alone_opens_it_and_a_good_message_closes_it() {
-    let world = World::new();
+    let mut world = World::new();
+    world.options.consumer_timeout = None;
     for number in 0..20 {
         world.publish(&format!("m{number}"), &format!("k{number}"), "poison");
     }
@@ -558,5 +560,131 @@ async fn an_outage_saves_no_tokens_for_a_burst() {
         let allowed = 5.0 + (call.at - start).as_secs_f64() * 10.0;
         assert!((number + 1) as f64 <= allowed + 1.01, "{number} at {:?}", call.at - start);
     }
+    worker.drain().await;
+}
+
+/// What the handler of a large message gets.
+fn large(what: &str, bytes: usize) -> String {
+    format!("{what} {}{}", "0".repeat(bytes), 1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_delivery_stops_intake_in_time_and_its_end_lets_it_go_on() {
+    let mut world = World::new();
+    world.options.consumer_timeout = Some(Duration::from_secs(600));
+    world.options.timeout = Duration::from_secs(3600);
+    world.publish("old", "a", "slow 590000");
+    let worker = world.start();
+    sleep(Duration::from_secs(295)).await;
+    assert_eq!(worker.fault("deliveries"), None);
+    sleep(Duration::from_secs(10)).await;
+    let fault = worker.fault("orders deliveries").expect("health says so");
+    assert!(fault.starts_with("message old is unacknowledged for 30"), "{fault}");
+    world.publish("in time", "b", "");
+    sleep(Duration::from_secs(230)).await;
+    assert_eq!(world.downstream.worked(), ["in time"]);
+    sleep(Duration::from_secs(10)).await;
+    world.publish("late", "c", "");
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(world.downstream.worked(), ["in time"]);
+    world.settled().await;
+    sleep(SECOND).await;
+    assert_eq!(world.downstream.worked(), ["in time", "old", "late"]);
+    assert!(worker.health.readiness().is_ready());
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_whose_limit_is_longer_than_said_stops_intake_for_a_while_only() {
+    let mut world = World::new();
+    world.options.consumer_timeout = Some(Duration::from_secs(600));
+    world.options.timeout = Duration::from_secs(36_000);
+    world.publish("old", "a", "slow 7200000");
+    let worker = world.start();
+    sleep(Duration::from_secs(545)).await;
+    world.publish("late", "c", "");
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.downstream.worked(), Vec::<String>::new());
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.downstream.worked(), ["late"]);
+    assert!(worker.fault("deliveries").is_some(), "it is said all the same");
+    world.settled().await;
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_lost_while_intake_is_stopped_is_noticed_and_what_runs_is_joined() {
+    let mut world = World::new();
+    world.options.consumer_timeout = Some(Duration::from_secs(600));
+    world.options.timeout = Duration::from_secs(3600);
+    world.publish("old", "a", "slow 3000000");
+    let worker = world.start();
+    sleep(Duration::from_secs(550)).await;
+    assert!(worker.fault("deliveries").is_some());
+    world.publish("new", "b", "");
+    // As the broker does at its limit.
+    world.broker.disconnect_all();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.downstream.worked(), ["new"], "others go on");
+    assert_eq!(worker.fault("deliveries"), None);
+    world.settled().await;
+    assert_eq!(world.downstream.worked(), ["new", "old"], "once");
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_limit_of_the_broker_no_delivery_is_too_old() {
+    let mut world = World::new();
+    world.options.consumer_timeout = None;
+    world.options.timeout = Duration::from_secs(36_000);
+    world.publish("old", "a", "slow 7200000");
+    let worker = world.start();
+    sleep(Duration::from_secs(7_000)).await;
+    assert!(worker.health.readiness().is_ready());
+    world.settled().await;
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_messages_lower_the_prefetch_and_small_ones_raise_it_again() {
+    let mut world = World::new();
+    world.options.in_flight_bytes_max = 1_000_000;
+    let unacked = |world: &World| world.broker.depth(QUEUE).1;
+    for number in 0..100 {
+        world.publish(&format!("l{number}"), &format!("k{number}"), &large("slow", 100_000));
+    }
+    let worker = world.start();
+    world.downstream.set_dead(true);
+    sleep(Duration::from_secs(5)).await;
+    let running = world.downstream.state.running_max.load(Ordering::SeqCst);
+    assert!(unacked(&world) <= 10 && running <= 11, "{} are held, {running} ran", unacked(&world));
+    world.downstream.set_dead(false);
+    world.settled().await;
+    assert_eq!(world.downstream.worked().len(), 100);
+    for number in 0..3_000 {
+        world.publish(&format!("s{number}"), &format!("k{number}"), "");
+    }
+    world.settled().await;
+    for number in 0..600 {
+        world.publish(&format!("t{number}"), &format!("k{number}"), "slow 10000");
+    }
+    sleep(SECOND).await;
+    assert_eq!(unacked(&world), 500);
+    world.settled().await;
+    assert_eq!(world.downstream.worked().len(), 3_700, "each once");
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_message_over_the_limit_of_bytes_is_worked_on_all_the_same() {
+    let mut world = World::new();
+    world.options.in_flight_bytes_max = 1_000;
+    for number in 0..10 {
+        world.publish(&format!("l{number}"), &format!("k{number}"), &large("slow", 100_000));
+    }
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(world.downstream.worked().len(), 10);
+    assert_eq!(world.downstream.state.running_max.load(Ordering::SeqCst), 1);
     worker.drain().await;
 }

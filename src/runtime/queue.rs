@@ -15,6 +15,7 @@ use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
 use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
+use super::load::InFlight;
 use super::mailbox::Mailboxes;
 use super::pace::Pace;
 use super::settle::Settlements;
@@ -61,6 +62,8 @@ pub(crate) struct Queue {
     /// Cancelled when the drain begins: no new run, and nobody waits for a retry.
     pub(crate) draining: CancellationToken,
     dispatch: Mutex<Dispatch>,
+    /// What `Dispatch::claims` says of bytes.
+    pub(crate) in_flight: InFlight,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
     /// Commits that were handed in and have not settled yet.
@@ -71,8 +74,8 @@ pub(crate) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct Dispatch {
-    claims: Claims,
+pub(super) struct Dispatch {
+    pub(super) claims: Claims,
     mailboxes: Mailboxes,
     /// Contested deliveries whose claim has ended.
     readmit: Vec<Admitted>,
@@ -122,6 +125,7 @@ impl Queue {
             }),
             outgoing: Arc::new(Sender::of_messages(&options.queue)),
             letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
+            in_flight: InFlight::new(options.in_flight_bytes_max),
             gate: Gate::new(&options, Pace::new(&options, draining.clone()), health.clone()),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
             suspects: Semaphore::new(1),
@@ -156,6 +160,7 @@ impl Queue {
         match dispatch.claims.claim(&message, !is_answered) {
             Claimed::New => {
                 failpoint::reached(Point::Claimed);
+                self.in_flight.set(dispatch.claims.bytes());
                 dispatch.mailboxes.put(message)
             }
             Claimed::Joined => {
@@ -165,6 +170,7 @@ impl Queue {
             }
             Claimed::Contested => {
                 dispatch.claims.contest(message);
+                self.in_flight.set(dispatch.claims.bytes());
                 None
             }
         }
@@ -206,6 +212,7 @@ impl Queue {
     fn end_claim(&self, identity: Identity) -> super::claims::Tags {
         let mut dispatch = self.lock();
         let (tags, contested) = dispatch.claims.end(identity);
+        self.in_flight.set(dispatch.claims.bytes());
         if !contested.is_empty() {
             dispatch.readmit.extend(contested);
             self.contested.notify_one();
@@ -239,16 +246,9 @@ impl Queue {
             let (tags, _) = dispatch.claims.end(message.identity);
             returned += tags.len();
         }
+        self.in_flight.set(dispatch.claims.bytes());
         drop(dispatch);
         self.metrics.returned.increment(returned as u64);
-    }
-
-    /// Deliveries that wait for their key, a free handler or a retry, and handlers that run.
-    pub(crate) fn load(&self) -> (usize, usize) {
-        let dispatch = self.lock();
-        let running =
-            self.options.concurrency.get().saturating_sub(self.permits.available_permits());
-        (dispatch.claims.len().saturating_sub(running), running)
     }
 
     /// When the message was delivered, in milliseconds since 1970.
@@ -284,7 +284,7 @@ impl Queue {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Dispatch> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Dispatch> {
         self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -86,6 +86,8 @@ impl Settler<'_> {
     /// The channel's: what was not acked comes back.
     pub(crate) async fn run(mut self) -> Result<(), BrokerError> {
         let mut finished = Vec::new();
+        // Nobody else notices the end of a channel from which nothing is taken and on which nothing is acked.
+        let mut closed = self.acks.closed();
         loop {
             let closing = {
                 let mut inbox = self.settlements.lock();
@@ -106,16 +108,22 @@ impl Settler<'_> {
                 self.metrics.delivery_to_ack_seconds.record(waited.as_secs_f64());
             }
             if closing {
+                drop(closed);
                 self.acks.close().await;
                 return Ok(());
             }
             let arrived = self.settlements.arrived.notified();
-            match self.window.next_due() {
-                None => arrived.await,
-                Some(due) => tokio::select! {
-                    () = arrived => {}
-                    () = tokio::time::sleep_until(due) => {}
-                },
+            let due = self.window.next_due();
+            let due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = arrived => {}
+                () = due => {}
+                error = &mut closed => return Err(error),
             }
         }
     }
