@@ -161,6 +161,14 @@ impl Vhost {
         &self.name
     }
 
+    /// Messages of the queue, those among them that a consumer holds; takes a second.
+    pub fn messages(&self, queue: &str) -> u64 {
+        let listed = self.node.ctl(&["list_queues", "-p", &self.name, "name", "messages"]);
+        let count = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+        let count = count.and_then(|count| count.trim().parse().ok());
+        count.unwrap_or_else(|| panic!("{queue} is not in {listed:?}"))
+    }
+
     /// The url with this vhost.
     pub fn url(&self) -> String {
         let (node, _) = self.node.url.rsplit_once('/').expect("a url with a vhost");
@@ -227,17 +235,25 @@ impl Client {
 
     /// Publishes persistent messages and waits until all are confirmed; the bodies' text is the message id too.
     pub async fn publish(&self, queue: &str, bodies: impl IntoIterator<Item = String>) {
+        let messages = bodies.into_iter().map(|body| (body.clone(), body.into_bytes()));
+        self.publish_all(queue, messages).await;
+    }
+
+    /// As [`Self::publish`], of ids and bodies.
+    pub async fn publish_all(
+        &self,
+        queue: &str,
+        messages: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) {
         let channel = self.channel().await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
         let mut confirms = Vec::new();
-        for body in bodies {
-            let properties = BasicProperties::default()
-                .with_delivery_mode(2)
-                .with_message_id(body.as_str().into());
+        for (id, body) in messages {
+            let properties =
+                BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let sent = channel
-                .basic_publish("".into(), queue.into(), options, body.as_bytes(), properties)
-                .await;
+            let sent =
+                channel.basic_publish("".into(), queue.into(), options, &body, properties).await;
             confirms.push(sent.expect("published"));
         }
         for confirm in confirms {
