@@ -26,6 +26,9 @@ use super::writer::{Engine, Patience, Writer};
 /// next. So no batch may make more log than this.
 pub(super) const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
+/// How sled says that the segments on disk are those of format 1.
+const FORMAT_1_SEGMENTS: &str = "change it back to 524288";
+
 #[derive(Debug)]
 pub(crate) struct SledBackend {
     path: PathBuf,
@@ -191,9 +194,12 @@ fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> 
             Ok(Err(sled::Error::Io(error))) => {
                 Err(StoreError::Unusable { path, reason: error.to_string() })
             }
-            // Other segments than ours: those of format 1.
-            Ok(Err(sled::Error::Unsupported(_))) => {
+            Ok(Err(sled::Error::Unsupported(problem))) if problem.ends_with(FORMAT_1_SEGMENTS) => {
                 Err(StoreError::Format { path, found: 1, known: FORMAT })
+            }
+            Ok(Err(sled::Error::Unsupported(problem))) => {
+                let reason = format!("its file conf is not what was written: {problem}");
+                Err(StoreError::Damaged { path, reason })
             }
             Ok(Err(error)) => Err(StoreError::Damaged { path, reason: error.to_string() }),
             Err(_) => Err(StoreError::Damaged { path, reason: "sled cannot read it".to_owned() }),

@@ -1,6 +1,6 @@
 //! A worker that publishes what it gets from one queue to another, on a store whose disk the test has in its hands.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::time::Duration;
@@ -169,9 +169,9 @@ impl Scene {
         assert_eq!(self.client.depth("in").await, 0, "nothing is returned");
     }
 
-    /// Takes all out of the queue downstream; each message must have one outgoing id.
-    pub(crate) async fn downstream(&self) -> BTreeSet<String> {
-        let mut ids: HashMap<String, String> = HashMap::new();
+    /// Takes all out of the queue downstream; gives the one outgoing id of each message.
+    pub(crate) async fn downstream(&self) -> BTreeMap<String, String> {
+        let mut ids: BTreeMap<String, String> = BTreeMap::new();
         for delivery in self.client.take_all("out").await {
             let outgoing = delivery.properties.message_id().clone().expect("an id").to_string();
             let headers = delivery.properties.headers().clone().unwrap_or_default();
@@ -180,7 +180,7 @@ impl Scene {
             let known = ids.entry(origin.clone()).or_insert_with(|| outgoing.clone());
             assert_eq!(*known, outgoing, "{origin} is sent under two ids");
         }
-        ids.into_keys().collect()
+        ids
     }
 
     pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
