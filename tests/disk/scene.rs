@@ -156,6 +156,8 @@ impl Scene {
 
     pub(crate) async fn all_is_acked(&self) {
         self.until("all is acked", async || {
+            // Asked seldom: each question starts an Erlang node.
+            sleep(Duration::from_millis(300)).await;
             tokio::task::block_in_place(|| self.vhost.messages("in")) == 0
         })
         .await;
