@@ -42,12 +42,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// Messages of the queue, those among them that a consumer holds.
 fn messages(vhost: &Vhost, queue: &str) -> u64 {
-    let listed = tokio::task::block_in_place(|| {
-        ctl(&["list_queues", "-p", vhost.name(), "name", "messages"])
-    });
-    let counted = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
-    let counted = counted.and_then(|count| count.trim().parse().ok());
-    counted.unwrap_or_else(|| panic!("{queue} is not in {listed:?}"))
+    tokio::task::block_in_place(|| vhost.messages(queue))
 }
 
 /// A handler that does what the body says, and remembers its runs.

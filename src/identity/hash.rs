@@ -81,6 +81,12 @@ impl HashKey {
         Self(bytes)
     }
 
+    /// What tells this store from others, and nothing of the key.
+    #[must_use]
+    pub(crate) fn mark(&self) -> [u8; 16] {
+        self.hash(&[b"store"])
+    }
+
     /// The identity of an id in a scope.
     #[must_use]
     pub(crate) fn identity(&self, scope: &ScopeName, id: &[u8]) -> Identity {

@@ -90,7 +90,7 @@ impl Supervisor {
         });
         let (relay, mut relay_task) = RelayTask::new(RelayParts {
             store: store.clone(),
-            publisher,
+            publisher: publisher.clone(),
             health: health.clone(),
             draining: draining.clone(),
         });
@@ -157,8 +157,9 @@ impl Supervisor {
             Ok(())
         };
         let ended = supervised.await;
-        // Kept until here: the committer ends when it is told to, not when the last consumer lets go of the store.
-        drop(store);
+        // Kept until here: committer and publisher end when they are told to, not when the last one that uses them lets
+        // go. The news of their end could come before that of the other's.
+        drop((store, publisher));
         if ended.is_err() {
             // Whoever starts the next worker at once is not to find handlers of this one at work.
             let _ = tokio::time::timeout(ABORT_GRACE, tasks.shutdown()).await;

@@ -148,7 +148,11 @@ pub enum StoreError {
         reason: String,
     },
     /// The store's contents are not what was written: restore it, or start with an empty directory and a gap in memory.
-    #[error("the store {path} is damaged: {reason}", path = .path.display())]
+    #[error(
+        "the store {path} is damaged: {reason}: put back a copy, or save what is sound with \
+         `onceward store export --skip-damaged` and import that into an empty directory",
+        path = .path.display()
+    )]
     Damaged {
         /// The directory.
         path: PathBuf,
@@ -156,7 +160,11 @@ pub enum StoreError {
         reason: String,
     },
     /// The store was written by another version: run that one, or begin with an empty directory and a gap in memory.
-    #[error("the store {path} has format {found}, this version reads format {known}", path = .path.display())]
+    #[error(
+        "the store {path} has format {found}, this version reads format {known}: run the version that wrote it, or \
+         export it with that and import it here",
+        path = .path.display()
+    )]
     Format {
         /// The directory.
         path: PathBuf,
@@ -166,7 +174,10 @@ pub enum StoreError {
         known: u16,
     },
     /// A write or a sync failed: nothing more is acknowledged; mend the disk and start again.
-    #[error("the store {path} failed: {reason}; nothing more is acknowledged", path = .path.display())]
+    #[error(
+        "the store {path} failed: {reason}; nothing more is acknowledged: mend the disk and start again",
+        path = .path.display()
+    )]
     Failed {
         /// The directory.
         path: PathBuf,

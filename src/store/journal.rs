@@ -2,16 +2,19 @@
 //!
 //! Blocks of a queue are numbered without gaps, written at the end and removed from the beginning. So a hole in the
 //! middle shows by itself, and a missing end by the note that is left beside the engine now and then: sled takes a
-//! damaged part of its log for the torn end of a crash and opens without what follows.
+//! damaged part of its log for the torn end of a crash and opens without what follows. The note also says of which
+//! store it is: files of two stores that were mixed up are no store.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Location, QueueId};
+use super::record::{self, Location, QueueId, UnsealError};
 
 #[derive(Debug, Default)]
 pub(super) struct Journal {
+    /// Of which store.
+    mark: Option<[u8; 16]>,
     queues: BTreeMap<QueueId, QueueJournal>,
     live_bytes: u64,
     /// Bytes of the states of keys, which are not read when the store opens.
@@ -32,6 +35,26 @@ struct QueueJournal {
 pub(super) struct Note {
     ends: Vec<NotedEnd>,
     state_bytes: u64,
+    mark: Option<[u8; 16]>,
+}
+
+/// As it was before it said of which store it is.
+#[derive(Debug, Serialize, Deserialize)]
+struct UnmarkedNote {
+    ends: Vec<NotedEnd>,
+    state_bytes: u64,
+}
+
+impl Note {
+    pub(super) fn read(value: &[u8]) -> Result<Self, UnsealError> {
+        record::unseal(value).or_else(|error| match error {
+            UnsealError::Contents => {
+                let UnmarkedNote { ends, state_bytes } = record::unseal(value)?;
+                Ok(Self { ends, state_bytes, mark: None })
+            }
+            other => Err(other),
+        })
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +66,16 @@ struct NotedEnd {
 }
 
 impl Journal {
+    /// Of the store with this mark, without blocks.
+    pub(super) fn of(mark: [u8; 16]) -> Self {
+        Self { mark: Some(mark), ..Self::default() }
+    }
+
+    /// Whether the note was left by another store.
+    pub(super) fn is_foreign(&self, note: &Note) -> bool {
+        self.mark.zip(note.mark).is_some_and(|(own, noted)| own != noted)
+    }
+
     /// Takes a block into account that was read; blocks of one queue come in order.
     ///
     /// # Errors
@@ -125,7 +158,7 @@ impl Journal {
                 None => 0,
             },
         });
-        Note { ends: ends.collect(), state_bytes: self.state_bytes }
+        Note { ends: ends.collect(), state_bytes: self.state_bytes, mark: self.mark }
     }
 
     /// Compares what was read with the last note, and never gives a number again that was given before.
@@ -160,6 +193,19 @@ mod tests {
             journal.read(Location::new(QUEUE, *sequence), 1000, 100)?;
         }
         Ok(journal)
+    }
+
+    #[test]
+    fn a_note_says_of_which_store_it_is_and_one_of_an_earlier_release_is_read() {
+        let note = Journal::of([1; 16]).note(|_| 0);
+        let read = Note::read(&record::seal(&note)).expect("it was just written");
+        assert_eq!(read, note);
+        assert!(Journal::of([2; 16]).is_foreign(&read));
+        assert!(!Journal::of([1; 16]).is_foreign(&read));
+        let unmarked = UnmarkedNote { ends: Vec::new(), state_bytes: 7 };
+        let read = Note::read(&record::seal(&unmarked)).expect("it is known");
+        assert_eq!(read, Note { ends: Vec::new(), state_bytes: 7, mark: None });
+        assert!(!Journal::of([1; 16]).is_foreign(&read));
     }
 
     #[test]

@@ -50,6 +50,7 @@ mod tests;
 mod tools;
 mod unfinished;
 mod watermark;
+mod writer;
 
 pub use self::backend::StoreError;
 pub(crate) use self::change::{Change, Commit, Records, StateChange};

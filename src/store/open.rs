@@ -27,6 +27,9 @@ use crate::planted::{self, Bug};
 /// Rows read at a time while scanning.
 pub(super) const SCAN_ROWS: usize = 1024;
 
+/// What is wrong where files of two stores were mixed up.
+pub(super) const FOREIGN_NOTE: &str = "its files db and onceward.note are of two different stores: put back those that belong together";
+
 /// How far the rebuilding of the index is: records so far.
 pub(crate) type OpenProgress<'a> = &'a (dyn Fn(u64) + Send + Sync);
 
@@ -45,7 +48,8 @@ impl Store {
         let mut rows = opening.rows().await?;
         let ids = opening.start_epoch(&meta, queues, &mut rows).await?;
         let index = Index::new();
-        let mut journal = opening.scan_blocks(&index, progress).await?;
+        let mark = HashKey::new(meta.hash_key).mark();
+        let mut journal = opening.scan_blocks(&index, Journal::of(mark), progress).await?;
         let mut unconfirmed = Unconfirmed::default();
         let next_outgoing = opening.outgoing(&mut unconfirmed).await?;
         let states = opening.states().await?;
@@ -178,9 +182,9 @@ impl Opening<'_> {
     async fn scan_blocks(
         &self,
         index: &Index,
+        mut journal: Journal,
         progress: OpenProgress<'_>,
     ) -> Result<Journal, StoreError> {
-        let mut journal = Journal::default();
         let mut records = 0;
         let mut after: Option<Vec<u8>> = None;
         loop {
@@ -208,7 +212,11 @@ impl Opening<'_> {
             tokio::task::yield_now().await;
         }
         if let Some(note) = self.backend.note().await? {
-            let note: Note = self.read("the note beside it", &note)?;
+            let note = Note::read(&note)
+                .map_err(|error| self.damaged(format!("the note beside it: {error}")))?;
+            if journal.is_foreign(&note) {
+                return Err(self.damaged(FOREIGN_NOTE));
+            }
             let now_ms = self.options.clock.now_ms();
             journal.check(&note, now_ms).map_err(|missing| self.missing(missing))?;
         }

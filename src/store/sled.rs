@@ -1,25 +1,24 @@
 //! sled 0.34.7 as the engine, with what it takes to be durable: the only place that names it.
 //!
 //! sled's `flush` never calls fsync: after it, this file calls fdatasync on a descriptor of sled's log that it keeps
-//! open for life. One thread writes; nothing else applies batches. Rules that its issues and our
+//! open for life. One thread writes (`writer.rs`); nothing else applies batches. Rules that its issues and our
 //! measurements teach: one tree, batches of at most 256 operations and 40 KiB, values of at most 4 KiB, no
-//! `flush_async`, no transactions, no `drop_tree`, no use after an error.
+//! `flush_async`, no transactions, no `drop_tree`, no use after an error. Its panics end here.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use tokio::sync::oneshot;
 
 use super::backend::{BATCH_BYTES_MAX, Backend, Batch, Row, StoreError};
 use super::directory::{self, LOCK_RETRY_DELAY, LOCK_TRIES};
 use super::record::FORMAT;
 use super::swap::{self, Settled};
+use super::writer::{Engine, Patience, Writer};
 use crate::failpoint::{self, Point};
 
 /// Size of sled's segments, four times its default.
@@ -28,20 +27,16 @@ use crate::failpoint::{self, Point};
 /// next. So no batch may make more log than this.
 pub(super) const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 
+/// How sled says that the segments on disk are those of format 1.
+const FORMAT_1_SEGMENTS: &str = "change it back to 524288";
+
 #[derive(Debug)]
 pub(crate) struct SledBackend {
     path: PathBuf,
     db: sled::Db,
     /// Held for life: one process a store.
     lock: Arc<File>,
-    /// Dropped before the thread is joined, which ends it.
-    writer: Option<SyncSender<Write>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Write {
-    batch: Batch,
-    answer: oneshot::Sender<Result<(), StoreError>>,
+    writer: Writer,
 }
 
 impl SledBackend {
@@ -70,22 +65,11 @@ impl SledBackend {
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
-        // One write at a time: the committer waits for each, the second place only saves it a wait.
-        let (writer, writes) = sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("onceward-store".to_owned())
-            .spawn({
-                let (db, path) = (db.clone(), path.to_owned());
-                move || write_until_closed(&db, &log, &path, &writes)
-            })
+        let marked = AtomicBool::new(directory::was_used(path));
+        let log = Log { db: db.clone(), file: log, path: path.to_owned(), marked };
+        let writer = Writer::start(Arc::new(log), Patience::OF_A_DISK)
             .map_err(|error| unusable("starting the writer thread", &error))?;
-        Ok(Self {
-            path: path.to_owned(),
-            db,
-            lock: Arc::new(lock),
-            writer: Some(writer),
-            thread: Some(thread),
-        })
+        Ok(Self { path: path.to_owned(), db, lock: Arc::new(lock), writer })
     }
 
     /// Held on, the store stays this process's when the engine is closed.
@@ -96,22 +80,25 @@ impl SledBackend {
     fn failed(&self, reason: impl ToString) -> StoreError {
         StoreError::Failed { path: self.path.clone(), reason: reason.to_string().into() }
     }
-}
 
-impl Drop for SledBackend {
-    fn drop(&mut self) {
-        self.writer = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic there was caught and answered; the thread itself has nothing to say.
-            let _ = thread.join();
+    /// sled asserts on some damaged pages instead of returning an error.
+    fn read<T>(&self, read: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
+        let damaged = |reason: &str| StoreError::Damaged {
+            path: self.path.clone(),
+            reason: reason.to_owned(),
+        };
+        match catch_unwind(AssertUnwindSafe(read)) {
+            Ok(Err(error @ sled::Error::Corruption { .. })) => Err(damaged(&error.to_string())),
+            Ok(read) => read.map_err(|error| self.failed(error)),
+            Err(_) => Err(damaged("sled cannot read a page of it")),
         }
     }
 }
 
 impl Backend for SledBackend {
     fn get<'a>(&'a self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Vec<u8>>, StoreError>> {
-        let found = self.db.get(key).map(|value| value.map(|value| value.to_vec()));
-        std::future::ready(found.map_err(|error| self.failed(error))).boxed()
+        let get = || self.db.get(key).map(|value| value.map(|value| value.to_vec()));
+        std::future::ready(self.read(get)).boxed()
     }
 
     fn scan<'a>(
@@ -122,14 +109,15 @@ impl Backend for SledBackend {
     ) -> BoxFuture<'a, Result<Vec<Row>, StoreError>> {
         use std::ops::Bound;
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let rows = self
-            .db
-            .range::<&[u8], _>((from, Bound::Unbounded))
-            .take_while(|row| row.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)))
-            .take(limit)
-            .map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())))
-            .collect::<Result<Vec<_>, _>>();
-        std::future::ready(rows.map_err(|error| self.failed(error))).boxed()
+        let scan = || {
+            self.db
+                .range::<&[u8], _>((from, Bound::Unbounded))
+                .take_while(|row| row.as_ref().map_or(true, |(key, _)| key.starts_with(prefix)))
+                .take(limit)
+                .map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        std::future::ready(self.read(scan)).boxed()
     }
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), StoreError>> {
@@ -138,11 +126,7 @@ impl Backend for SledBackend {
                 batch.bytes() <= BATCH_BYTES_MAX,
                 "a batch of more than {BATCH_BYTES_MAX} bytes"
             );
-            let (answer, answered) = oneshot::channel();
-            let gone = || self.failed("the writer thread has ended after an earlier error");
-            let writer = self.writer.as_ref().ok_or_else(gone)?;
-            writer.send(Write { batch, answer }).map_err(|_| gone())?;
-            answered.await.map_err(|_| gone())?
+            self.writer.write(batch).await.map_err(|reason| self.failed(reason))
         }
         .boxed()
     }
@@ -212,9 +196,12 @@ fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> 
             Ok(Err(sled::Error::Io(error))) => {
                 Err(StoreError::Unusable { path, reason: error.to_string() })
             }
-            // Other segments than ours: those of format 1.
-            Ok(Err(sled::Error::Unsupported(_))) => {
+            Ok(Err(sled::Error::Unsupported(problem))) if problem.ends_with(FORMAT_1_SEGMENTS) => {
                 Err(StoreError::Format { path, found: 1, known: FORMAT })
+            }
+            Ok(Err(sled::Error::Unsupported(problem))) => {
+                let reason = format!("its file conf is not what was written: {problem}");
+                Err(StoreError::Damaged { path, reason })
             }
             Ok(Err(error)) => Err(StoreError::Damaged { path, reason: error.to_string() }),
             Err(_) => Err(StoreError::Damaged { path, reason: "sled cannot read it".to_owned() }),
@@ -248,41 +235,40 @@ fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
     Ok(log)
 }
 
-fn write_until_closed(db: &sled::Db, log: &File, path: &Path, writes: &Receiver<Write>) {
-    let mut marked = directory::was_used(path);
-    while let Ok(Write { batch, answer }) = writes.recv() {
-        let written = catch_unwind(AssertUnwindSafe(|| write(db, log, batch)))
-            .unwrap_or_else(|_| Err("sled panicked".to_owned()));
-        let written = match written {
-            Ok(()) if !marked => directory::write_note(path, &[])
-                .map_err(|error| format!("marking the store: {error}")),
-            other => other,
-        };
-        marked = true;
-        let failed = written.is_err();
-        let written = written
-            .map_err(|reason| StoreError::Failed { path: path.to_owned(), reason: reason.into() });
-        // Whoever asked may be gone with the runtime: then nothing is acknowledged.
-        let _ = answer.send(written);
-        if failed {
-            // What a failed sync left on disk is unknown, and a second one would lie: no more writes.
-            return;
-        }
-    }
+/// What the writing thread writes to.
+struct Log {
+    db: sled::Db,
+    file: File,
+    path: PathBuf,
+    /// Whether the directory says that it was used.
+    marked: AtomicBool,
 }
 
-fn write(db: &sled::Db, log: &File, batch: Batch) -> Result<(), String> {
-    let mut sled_batch = sled::Batch::default();
-    for (key, value) in batch.into_ops() {
-        match value {
-            Some(value) => sled_batch.insert(key, value),
-            None => sled_batch.remove(key),
+impl Engine for Log {
+    fn write(&self, batch: Batch) -> Result<(), String> {
+        let mut sled_batch = sled::Batch::default();
+        for (key, value) in batch.into_ops() {
+            match value {
+                Some(value) => sled_batch.insert(key, value),
+                None => sled_batch.remove(key),
+            }
         }
+        self.db.apply_batch(sled_batch).map_err(|error| format!("writing: {error}"))?;
+        failpoint::reached(Point::Applied);
+        self.db.flush().map_err(|error| format!("flushing: {error}"))?;
+        self.file.sync_data().map_err(|error| format!("fdatasync: {error}"))?;
+        if !self.marked.swap(true, Ordering::Relaxed) {
+            let marking = |error| format!("marking the store: {error}");
+            directory::write_note(&self.path, &[]).map_err(marking)?;
+        }
+        Ok(())
     }
-    db.apply_batch(sled_batch).map_err(|error| format!("writing: {error}"))?;
-    failpoint::reached(Point::Applied);
-    db.flush().map_err(|error| format!("flushing: {error}"))?;
-    log.sync_data().map_err(|error| format!("fdatasync: {error}"))
+
+    /// Where the thread that fills a segment fails, sled does not wake who waits for it; another flush does.
+    fn nudge(&self) {
+        // The error goes to who is woken.
+        let _ = self.db.flush();
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! in memory and not on a disk. The copy is mounted, which replays its journal, and another worker gets every message
 //! again: it must not run what was acknowledged, and must not know a message without the earlier ones of its key.
 //! Then the next child works on that copy and has its power cut too, some of them while they open the store.
-//! One queue keeps its records, another has a retention so short that blocks are collected all the time.
+//! One queue keeps its records, another has a retention so short that blocks are collected all the time. A second test
+//! does the same with messages that have every kind of effect (`effects.rs`), and while the store is compacted.
 //!
 //! That this test can fail is a test as well: a child whose fdatasync does nothing, by strace, loses ids.
 //!
@@ -22,9 +23,10 @@ use tokio::time::Instant;
 
 use self::disk::Disk;
 use self::ledger::{Ledger, Verdict};
-use self::worker::{Child, From, Life, Sync};
+use self::worker::{Child, From, Life, Sync, Task};
 
 mod disk;
+mod effects;
 mod ledger;
 mod worker;
 
@@ -80,7 +82,13 @@ fn without_fdatasync_acknowledged_ids_are_lost() {
     };
     let mut ledger = Ledger::default();
     // Long enough for thousands of acknowledgements, short of the 5 s after which ext4 syncs by itself.
-    let life = Life { window: 300, from: From::FirstAck, time: Duration::from_secs(1) };
+    let life = Life {
+        test: CHILD_TEST,
+        task: Task::Work,
+        window: 300,
+        from: From::FirstAck,
+        time: Duration::from_secs(1),
+    };
     match cut_after(&mut disk, &mut ledger, &life, Sync::Ignored) {
         Ok(verdict) => {
             say(&format!("without fdatasync: {verdict}"));
@@ -102,7 +110,8 @@ fn cut_power(
         _ => (From::FirstAck, rng.u64(0..400)),
     };
     let time = Duration::from_millis(millis);
-    cut_after(disk, ledger, &Life { window, from, time }, sync)
+    let life = Life { test: CHILD_TEST, task: Task::Work, window, from, time };
+    cut_after(disk, ledger, &life, sync)
 }
 
 /// Lets a child work for its time, cuts the power and judges what the disk then holds; it takes the disk's place.

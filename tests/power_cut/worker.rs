@@ -19,12 +19,12 @@ use onceward::{
     Source, StoreOptions, Subscription, Worker, reject,
 };
 
-use crate::CHILD_TEST;
 use crate::disk::run;
 
 const STORE_VARIABLE: &str = "ONCEWARD_POWER_CUT_CHILD_STORE";
 const FIRST_VARIABLE: &str = "ONCEWARD_POWER_CUT_CHILD_FIRST";
 const WINDOW_VARIABLE: &str = "ONCEWARD_POWER_CUT_CHILD_WINDOW";
+const TASK_VARIABLE: &str = "ONCEWARD_POWER_CUT_CHILD_TASK";
 
 /// Header with the time of publishing, which is not after that of the commit.
 const PUBLISHED_HEADER: &str = "published-ms";
@@ -35,30 +35,34 @@ const FIRST_ACK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Messages of this many keys follow each other.
 pub(crate) const KEYS: u64 = 37;
 
-/// A queue that keeps its records, and one whose blocks are collected while the test runs.
+/// A queue that keeps its records, one whose blocks are collected while the test runs, and one whose messages have
+/// every kind of effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Queue {
     Kept,
     Fleeting,
+    Effects,
 }
 
 impl Queue {
+    /// Those whose messages have no effects.
     pub(crate) const ALL: [Self; 2] = [Self::Kept, Self::Fleeting];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Kept => "kept",
             Self::Fleeting => "fleeting",
+            Self::Effects => "effects",
         }
     }
 
     fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|queue| queue.name() == name)
+        [Self::Kept, Self::Fleeting, Self::Effects].into_iter().find(|queue| queue.name() == name)
     }
 
     pub(crate) const fn retention(self) -> Duration {
         match self {
-            Self::Kept => Duration::from_secs(24 * 60 * 60),
+            Self::Kept | Self::Effects => Duration::from_secs(24 * 60 * 60),
             Self::Fleeting => Duration::from_millis(300),
         }
     }
@@ -115,11 +119,11 @@ impl Acked {
         })
     }
 
-    fn line(self) -> String {
+    pub(crate) fn line(self) -> String {
         format!("acked {} {} {}\n", self.queue.name(), self.number, self.published_ms)
     }
 
-    fn from_line(line: &str) -> Option<Self> {
+    pub(crate) fn from_line(line: &str) -> Option<Self> {
         let mut words = line.strip_prefix("acked ")?.split(' ');
         Some(Self {
             queue: Queue::named(words.next()?)?,
@@ -131,10 +135,21 @@ impl Acked {
 
 /// How a child lives until its power is cut.
 pub(crate) struct Life {
+    /// The test that it executes.
+    pub(crate) test: &'static str,
+    pub(crate) task: Task,
     /// Messages that are published and not acknowledged, per queue: 1 makes groups of one commit.
     pub(crate) window: u64,
     pub(crate) from: From,
     pub(crate) time: Duration,
+}
+
+/// What a child does all its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Work,
+    /// Rewrites the store again and again.
+    Compact,
 }
 
 /// What the time of a life is counted from.
@@ -176,7 +191,8 @@ impl Child {
             }
         };
         let mut process = command
-            .args(["--exact", CHILD_TEST, "--nocapture"])
+            .args(["--exact", life.test, "--nocapture"])
+            .env(TASK_VARIABLE, format!("{:?}", life.task))
             .env(STORE_VARIABLE, store_in(root))
             .env(FIRST_VARIABLE, first.to_string())
             .env(WINDOW_VARIABLE, life.window.to_string())
@@ -217,14 +233,18 @@ impl Child {
     }
 
     /// Ends it, and gives what it had acknowledged.
-    pub(crate) fn kill(mut self) -> Vec<Acked> {
+    pub(crate) fn kill(self) -> Vec<Acked> {
+        self.kill_for_reports().lines().filter_map(Acked::from_line).collect()
+    }
+
+    /// Ends it, and gives all that it had reported, in whole lines.
+    pub(crate) fn kill_for_reports(mut self) -> String {
         self.signal("-KILL");
         self.process.wait().expect("it is our child");
         let reports = self.reports.join().expect("reading does not panic");
         let reports = String::from_utf8(reports).expect("the child writes text");
         // The last line may be cut short.
-        let whole = reports.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        whole.lines().filter_map(Acked::from_line).collect()
+        reports.rsplit_once('\n').map_or("", |(whole, _)| whole).to_owned()
     }
 
     fn signal(&self, signal: &str) {
@@ -240,14 +260,32 @@ pub(crate) fn is_child() -> bool {
     std::env::var_os(STORE_VARIABLE).is_some()
 }
 
+/// What the parent wants of a child.
+pub(crate) struct Order {
+    pub(crate) store: PathBuf,
+    pub(crate) first: u64,
+    pub(crate) window: u64,
+    pub(crate) task: Task,
+}
+
+impl Order {
+    pub(crate) fn read() -> Self {
+        let text = |name: &str| std::env::var(name).expect("the parent sets it");
+        let number = |name: &str| text(name).parse().expect("it is a number");
+        let task = if text(TASK_VARIABLE) == "Compact" { Task::Compact } else { Task::Work };
+        let store = std::env::var_os(STORE_VARIABLE).expect("the parent sets it").into();
+        Self { store, first: number(FIRST_VARIABLE), window: number(WINDOW_VARIABLE), task }
+    }
+}
+
+/// Says that the child is about to open the store.
+pub(crate) fn say_pid() {
+    write_or_exit(&format!("\npid {}\n", std::process::id()));
+}
+
 /// Works until it is killed.
 pub(crate) fn run_as_child() {
-    let number = |name: &str| -> u64 {
-        let value = std::env::var(name).expect("the parent sets it");
-        value.parse().expect("it is a number")
-    };
-    let store = std::env::var_os(STORE_VARIABLE).expect("the parent sets it");
-    let (first, window) = (number(FIRST_VARIABLE), number(WINDOW_VARIABLE));
+    let Order { store, first, window, .. } = Order::read();
     let broker = MemoryBroker::new();
     for queue in Queue::ALL {
         broker.declare(queue.name());
@@ -275,7 +313,7 @@ pub(crate) fn run_as_child() {
         worker = worker.queue_with(queue.options(), handle);
     }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-    write_or_exit(&format!("\npid {}\n", std::process::id()));
+    say_pid();
     let ended = runtime.block_on(worker.run_until(pending()));
     panic!("the worker ended: {ended:?}");
 }
@@ -293,7 +331,7 @@ async fn handle(cx: &mut Context, Body(body): Body) -> onceward::Result {
 }
 
 /// A child whose parent is gone has nothing to do.
-fn write_or_exit(text: &str) {
+pub(crate) fn write_or_exit(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let written = stdout.write_all(text.as_bytes());
     if written.and_then(|()| stdout.flush()).is_err() {

@@ -1,4 +1,4 @@
-//! What the integration tests share: a RabbitMQ node, a vhost for each test, a raw publisher.
+//! What the integration tests share: a RabbitMQ node, a vhost for each test, a proxy before it, a raw publisher.
 
 #![allow(
     dead_code,
@@ -7,5 +7,6 @@
 )]
 
 pub mod process;
+pub mod proxy;
 pub mod rabbitmq;
 pub mod raw_amqp;

@@ -1,10 +1,12 @@
 //! The blocks of a store in order, with each one that is missing named once.
 
 use super::super::StoreError;
-use super::super::journal::Journal;
+use super::super::journal::{Journal, Note};
+use super::super::open::FOREIGN_NOTE;
 use super::super::record::{Location, QueueId};
 use super::Damage;
 use super::reader::Reader;
+use crate::identity::HashKey;
 
 /// Follows the blocks as they are read.
 #[derive(Default)]
@@ -36,6 +38,11 @@ impl Blocks {
         let mut found = Vec::new();
         match reader.note().await? {
             Ok(None) => {}
+            Ok(Some(note)) if Self::is_foreign(&note, reader).await => found.push(Damage {
+                key: Vec::new(),
+                row: "the note beside the rows".to_owned(),
+                problem: FOREIGN_NOTE.to_owned(),
+            }),
             Ok(Some(note)) => {
                 let now_ms = reader.clock.now_ms();
                 while let Err(missing) = self.journal.check(&note, now_ms) {
@@ -49,6 +56,14 @@ impl Blocks {
             Err(damage) => found.push(damage),
         }
         Ok(found)
+    }
+
+    async fn is_foreign(note: &Note, reader: &Reader) -> bool {
+        // Without its own row nobody knows which store it is, which is told as a damage of its own.
+        match reader.meta().await {
+            Ok(meta) => Journal::of(HashKey::new(meta.hash_key).mark()).is_foreign(note),
+            Err(_) => false,
+        }
     }
 
     /// The number of each queue's next block.

@@ -2,12 +2,10 @@
 //!
 //! A store that is not there is an error here: nothing is made.
 
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 
 use super::super::backend::{self, Backend, StoreError};
 use super::super::journal::Note;
@@ -75,7 +73,7 @@ impl Reader {
     /// The note beside the rows: `Err` in the inside says what is wrong with it.
     pub(super) async fn note(&self) -> Result<Result<Option<Note>, Damage>, StoreError> {
         let note = self.backend.note().await?;
-        Ok(note.map(|note| record::unseal(&note)).transpose().map_err(|error| Damage {
+        Ok(note.map(|note| Note::read(&note)).transpose().map_err(|error| Damage {
             key: Vec::new(),
             row: "the note beside the rows".to_owned(),
             problem: error.to_string(),
@@ -92,15 +90,14 @@ impl Reader {
         prefix: &[u8],
         last: Option<&[u8]>,
     ) -> Result<Vec<backend::Row>, StoreError> {
-        // sled asserts on some damaged pages instead of returning an error.
-        let page =
-            AssertUnwindSafe(self.backend.scan(prefix, last, PAGE_ROWS)).catch_unwind().await;
-        page.unwrap_or_else(|_| {
-            let reason = format!(
-                "the engine cannot read on behind {}",
-                super::row::name(last.unwrap_or(prefix))
-            );
-            Err(StoreError::Damaged { path: self.path.clone(), reason })
+        let page = self.backend.scan(prefix, last, PAGE_ROWS).await;
+        page.map_err(|error| match error {
+            StoreError::Damaged { path, reason } => {
+                let row = super::row::name(last.unwrap_or(prefix));
+                let reason = format!("{reason}; the engine cannot read on behind {row}");
+                StoreError::Damaged { path, reason }
+            }
+            other => other,
         })
     }
 

@@ -23,7 +23,7 @@ use super::import::ImportError;
 use super::line::{Header, Line, OutgoingLine, StepLine, placer};
 use super::rebuild::Rebuild;
 use super::record_line::RecordLine;
-use crate::identity::Identity;
+use crate::identity::{HashKey, Identity};
 
 /// An epoch that no store reaches; its number and a counter make the id of a spilled value.
 const EPOCH_MAX: u64 = 1 << 31;
@@ -91,7 +91,7 @@ impl Restore {
         Ok(Self {
             rebuild,
             queues: BTreeMap::new(),
-            journal: Journal::default(),
+            journal: Journal::of(HashKey::new(meta.hash_key).mark()),
             records: 0,
             counts: None,
             block: None,

@@ -1,7 +1,8 @@
 //! The subscriber of the binary: text on a terminal, JSON elsewhere, always on standard error.
 //!
 //! lapin is kept quiet whatever the level says: it logs the bodies of returned messages as warnings, every frame, the
-//! password's among them, as traces, and as errors what we expect and report ourselves.
+//! password's among them, as traces, and as errors what we expect and report ourselves. sled says as errors what we
+//! report in better words.
 
 use std::io::IsTerminal as _;
 
@@ -11,7 +12,7 @@ use tracing_subscriber::filter::Directive;
 use crate::worker::config::{LogConfig, LogFormat};
 
 /// Targets that would show bodies or passwords, and what they may say.
-const QUIET: [&str; 2] = ["lapin=off", "amq_protocol=off"];
+const QUIET: [&str; 3] = ["lapin=off", "amq_protocol=off", "sled=off"];
 
 /// Installs the subscriber for the whole process.
 ///

@@ -8,6 +8,7 @@ mod demo;
 mod forget;
 mod inspect;
 mod logging;
+mod panics;
 mod publish;
 mod quarantine;
 mod reconcile;
@@ -68,6 +69,7 @@ impl From<Exit> for ExitCode {
 /// Reads the command line and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
+    panics::install();
     match <Cli as clap::Parser>::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Run(args) => run::run(&args),
