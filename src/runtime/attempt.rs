@@ -137,6 +137,9 @@ pub(crate) async fn permit<'a>(
 async fn persist(queue: &Queue, identity: Identity, row: Attempts) -> bool {
     let rows = vec![Change::PutAttempts(identity, row)];
     let persisted = queue.store.persist(queue.id, Records::new(), rows).await;
-    failpoint::reached(Point::AttemptRecorded);
-    persisted.is_some()
+    let is_durable = persisted.is_some();
+    if is_durable {
+        failpoint::reached(Point::AttemptRecorded);
+    }
+    is_durable
 }

@@ -46,13 +46,18 @@ impl Store {
         let ids = opening.start_epoch(&meta, queues, &mut rows).await?;
         let index = Index::new();
         let mut journal = opening.scan_blocks(&index, progress).await?;
+        failpoint::reached(Point::Opening);
         let mut unconfirmed = Unconfirmed::default();
         let next_outgoing = opening.outgoing(&mut unconfirmed).await?;
+        failpoint::reached(Point::Opening);
         let states = opening.states().await?;
         let watermarks = opening.watermarks().await?;
+        failpoint::reached(Point::Opening);
         let ghosts = GhostSet::default();
         let oldest_ghosts = opening.ghosts(&ghosts, &mut journal).await?;
+        failpoint::reached(Point::Opening);
         let garbage = opening.spilled(&rows, &unconfirmed, (&index, &mut journal)).await?;
+        failpoint::reached(Point::Opening);
 
         let (full, _) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -161,6 +166,7 @@ impl Opening<'_> {
         }
         failpoint::reached(Point::Opening);
         self.backend.commit(batch).await?;
+        failpoint::reached(Point::Opening);
         Ok(ids)
     }
 

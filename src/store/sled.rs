@@ -55,6 +55,7 @@ impl SledBackend {
             .map_err(|error| unusable("making the directory", &error))?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
+        failpoint::reached(Point::Opening);
         match swap::settle(path) {
             Ok(Settled::Whole) => {}
             Ok(Settled::Unfinished) => {
@@ -64,12 +65,15 @@ impl SledBackend {
             Err(error) => return Err(unusable("finishing its replacement", &error)),
         }
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
+        failpoint::reached(Point::Opening);
         let db = open_unlocked(path, cache_bytes)?;
+        failpoint::reached(Point::Opening);
         if directory::was_used(path) && db.is_empty() {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
+        failpoint::reached(Point::Opening);
         // One write at a time: the committer waits for each, the second place only saves it a wait.
         let (writer, writes) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -253,8 +257,11 @@ fn write_until_closed(db: &sled::Db, log: &File, path: &Path, writes: &Receiver<
         let written = catch_unwind(AssertUnwindSafe(|| write(db, log, batch)))
             .unwrap_or_else(|_| Err("sled panicked".to_owned()));
         let written = match written {
-            Ok(()) if !marked => directory::write_note(path, &[])
-                .map_err(|error| format!("marking the store: {error}")),
+            Ok(()) if !marked => {
+                failpoint::reached(Point::Opening);
+                directory::write_note(path, &[])
+                    .map_err(|error| format!("marking the store: {error}"))
+            }
             other => other,
         };
         marked = true;
