@@ -3,6 +3,8 @@
 //! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
 
 pub mod history;
+mod names;
 
+pub use self::names::Names;
 pub use crate::failpoint::Point;
 pub use crate::planted::Bug;
