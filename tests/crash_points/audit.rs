@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-use onceward::simulation::Names;
+use onceward::simulation::checker::{Commits, QueueRules, Rules, Sees, check};
+use onceward::simulation::{Names, history};
 use onceward::{StoreOptions, export, verify};
 use serde_json::Value;
 
@@ -32,6 +33,21 @@ pub(crate) fn outside(book: &Book, ends: &Ends) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// What the checker says of all that was seen.
+pub(crate) fn checked(history: &history::History, queue: &str) -> Vec<String> {
+    let mut rules = QueueRules::new(queue);
+    rules.max_attempts = ATTEMPTS_MAX;
+    let sees = Sees {
+        accepted: true,
+        runs: true,
+        commits: Commits::AtRest,
+        published: true,
+        ..Sees::NOTHING
+    };
+    let rules = Rules { queues: vec![rules], sees, ..Rules::default() };
+    check(history, &rules).iter().map(ToString::to_string).collect()
 }
 
 /// Each change is there once by its id, with the same bytes, in the order of its key, and right.
@@ -181,11 +197,18 @@ pub(crate) async fn store(path: &Path, queue: &str, ends: &Ends) -> (Vec<Kept>, 
         orders.insert(identity, (*number, end));
     }
     let (mut kept, mut found) = (Vec::new(), BTreeMap::new());
+    // Under identities of their own: which is whose is not known.
+    let mut without_id = ends.iter().filter(|(_, (order, _))| order.kind == Kind::NoId);
     for line in lines {
         if let Some(record) = line.get("record") {
             let identity = record["identity"].as_str().expect("an identity");
             let reason = record["outcome"]["dead"]["reason"].as_str().map(str::to_owned);
-            let Some((order, end)) = orders.get(identity) else { continue };
+            let is_of_none = reason.as_deref() == Some("missing-id");
+            let of_none = || without_id.next().map(|(number, (_, end))| (*number, end));
+            let order = orders.get(identity).copied();
+            let Some((order, end)) = order.or_else(|| is_of_none.then(of_none).flatten()) else {
+                continue;
+            };
             let is_right = match end {
                 End::Done { .. } => record["outcome"] == "done",
                 End::Dead { reason: expected } => reason.as_deref() == Some(*expected),
@@ -193,9 +216,9 @@ pub(crate) async fn store(path: &Path, queue: &str, ends: &Ends) -> (Vec<Kept>, 
             if !is_right {
                 wrong.push(format!("{order} is on record as {record}, and not as {end:?}"));
             }
-            *found.entry(*order).or_insert(0) += 1;
+            *found.entry(order).or_insert(0) += 1;
             let attempts = record["attempts"].as_u64().and_then(|number| number.try_into().ok());
-            kept.push(Kept { order: *order, reason, attempts: attempts.unwrap_or(u32::MAX) });
+            kept.push(Kept { order, reason, attempts: attempts.unwrap_or(u32::MAX) });
         }
         // Nothing of what has ended is left but its record.
         let unfinished = ["attempts", "pending", "step", "outgoing"];
@@ -205,8 +228,8 @@ pub(crate) async fn store(path: &Path, queue: &str, ends: &Ends) -> (Vec<Kept>, 
     }
     for (number, (order, _)) in ends {
         let records = found.get(number).copied().unwrap_or(0);
-        // The records of ticks expire, and one without an id cannot be known.
-        if records != 1 && !order.is_tick() && order.kind != Kind::NoId {
+        // The records of ticks expire.
+        if records != 1 && !order.is_tick() {
             wrong.push(format!("{order:?}: {records} records"));
         }
     }

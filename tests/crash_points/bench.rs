@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use onceward::simulation::Bug;
 use onceward::simulation::history::{Event, Recorded, Written};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::Instant;
@@ -21,7 +22,6 @@ use crate::worker::Setup;
 
 const SIGKILL: i32 = 9;
 
-/// Longest time in which a worker reaches its point, or works off all that there is.
 const LIFE_MAX: Duration = Duration::from_secs(60);
 
 /// Longest drain.
@@ -47,6 +47,8 @@ pub(crate) struct Bench {
     queue: String,
     setup: Setup,
     url: String,
+    /// Longest time in which a worker reaches its point, or works off all that there is.
+    limit: Duration,
     _ledger: Ledger,
     _readers: JoinSet<()>,
 }
@@ -98,6 +100,7 @@ impl Bench {
             downstream,
             ledger: ledger.url().to_owned(),
             in_batches: false,
+            bug: None,
         };
         Self {
             book,
@@ -106,6 +109,7 @@ impl Bench {
             queue: queue.to_owned(),
             setup,
             url: url.to_owned(),
+            limit: LIFE_MAX,
             _ledger: ledger,
             _readers: readers,
         }
@@ -114,6 +118,12 @@ impl Bench {
     /// Has the messages of a key run together from now on.
     pub(crate) fn in_batches(&mut self) {
         self.setup.in_batches = true;
+    }
+
+    /// Plants a bug in the workers from now on, which is found soon or not at all.
+    pub(crate) fn plant(&mut self, bug: Bug) {
+        self.setup.bug = Bug::ALL.iter().position(|known| *known == bug);
+        self.limit = LIFE_MAX / 6;
     }
 
     pub(crate) fn producer(&self) -> Producer {
@@ -142,7 +152,7 @@ impl Bench {
 
     /// Waits until it is dead by SIGKILL.
     pub(crate) async fn dead(&self, life: Life) -> Result<(), String> {
-        let (number, status) = self.end(life, LIFE_MAX).await;
+        let (number, status) = self.end(life, self.limit).await;
         self.book.end_life(Event::Crashed { life: number });
         if status.signal() == Some(SIGKILL) {
             return Ok(());
@@ -173,10 +183,10 @@ impl Bench {
         what: &str,
         is_so: impl Fn(&book::Pages) -> bool,
     ) -> Result<(), String> {
-        let deadline = Instant::now() + LIFE_MAX;
+        let deadline = Instant::now() + self.limit;
         while !is_so(&self.book.pages()) {
             if Instant::now() >= deadline {
-                return Err(format!("not {what} in {LIFE_MAX:?}:\n{}", self.tail()));
+                return Err(format!("not {what} in {:?}:\n{}", self.limit, self.tail()));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -222,7 +232,7 @@ impl Bench {
     }
 
     async fn audit_store(&self, ends: &Ends) -> Vec<String> {
-        let (kept, wrong) = audit::store(&self.store(), &self.queue, ends).await;
+        let (kept, mut wrong) = audit::store(&self.store(), &self.queue, ends).await;
         let records = kept.into_iter().filter_map(|kept| {
             let (order, _) = ends.get(&kept.order)?;
             Some(Recorded {
@@ -235,9 +245,10 @@ impl Bench {
         });
         let written = Written { records: records.collect(), ..Written::default() };
         let life = self.book.pages().life;
-        self.book.event(Event::Commit { life, number: 1, written: written.into() });
+        self.book.event(Event::Commit { life, number: 1, clock_ms: 0, written: written.into() });
         self.book.event(Event::Synced { number: 1 });
         self.book.event(Event::AtRest);
+        wrong.extend(audit::checked(&self.book.pages().history, &self.queue));
         wrong
     }
 

@@ -90,10 +90,12 @@ impl Book {
 
     fn seen(&self, order: &Order, copy: u64) -> Seen {
         Seen {
-            queue: Arc::clone(&self.queue),
+            // Records of ticks expire at any time: the checker is asked about the others.
+            queue: if order.is_tick() { "ticks".into() } else { Arc::clone(&self.queue) },
             name: self.name(order.name()),
             key: Some(self.name(&order.key)),
             fingerprint: fingerprint(&order.body()),
+            has_id: order.id().is_some(),
             copy,
         }
     }
@@ -145,7 +147,7 @@ impl Book {
                 let is_late = !order.is_tick() && pages.ended_before.contains(&number);
                 let overlaps = pages.running.insert(order.key, number).is_some();
                 pages.runs.push(Run { life, number, attempt, is_late, overlaps });
-                self.write(&mut pages, Event::Run { life, seen, attempt });
+                self.write(&mut pages, Event::Run { life, seen, attempt, batch: None });
             }
             Report::End { attempt, ended, .. } => {
                 if pages.running.remove(&order.key) != Some(number) {
@@ -186,6 +188,7 @@ impl Book {
             body: fingerprint(&body),
             to: vec![to.into()],
             letter: None,
+            answers: None,
         };
         pages.arrivals.push(Arrival { id, body, change });
         self.write(&mut pages, event);
@@ -228,6 +231,7 @@ impl Book {
                 attempts: death.attempts,
                 is_whole,
             }),
+            answers: None,
         };
         pages.ended.insert(order.number);
         pages.deaths.push(death);

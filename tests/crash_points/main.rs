@@ -14,7 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use onceward::simulation::Point;
+use onceward::simulation::{Bug, Point};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -52,6 +52,7 @@ struct Strike {
     hit: u64,
     queue: QueueKind,
     in_batches: bool,
+    bug: Option<Bug>,
 }
 
 impl Strike {
@@ -63,7 +64,8 @@ impl Strike {
 impl std::fmt::Display for Strike {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let batches = if self.in_batches { " in batches" } else { "" };
-        write!(f, "{} on a {:?} queue{batches}", self.crash(), self.queue)
+        write!(f, "{} on a {:?} queue{batches}", self.crash(), self.queue)?;
+        self.bug.map_or(Ok(()), |bug| write!(f, " with {bug:?}"))
     }
 }
 
@@ -76,11 +78,11 @@ fn every_point_and_hit_on_both_kinds_of_queue_ends_as_if_nothing_had_happened() 
     for point in Point::ALL {
         for hit in HITS {
             for queue in QueueKind::ALL {
-                strikes.push(Strike { point, hit, queue, in_batches: false });
+                strikes.push(Strike { point, hit, queue, in_batches: false, bug: None });
             }
         }
     }
-    strike_all("crash points", &strikes);
+    judge("crash points", strikes);
 }
 
 /// The points where messages that run together take a way of their own.
@@ -96,25 +98,76 @@ fn a_batch_that_is_struck_ends_as_if_nothing_had_happened() {
     ];
     let strikes = points.map(|point| {
         let (hit, queue) = (2, QueueKind::Classic);
-        Strike { point, hit, queue, in_batches: true }
+        Strike { point, hit, queue, in_batches: true, bug: None }
     });
-    strike_all("crash points of batches", &strikes);
+    judge("crash points of batches", strikes.into());
 }
 
+/// That the matrix can fail: each of these is found by the strike beside it.
+#[test]
+fn a_planted_bug_is_found_by_its_crash_point() {
+    let planted = [
+        (Bug::AckBeforeSync, Point::Applied),
+        (Bug::MarkBeforeRun, Point::HandlerReturned),
+        (Bug::FingerprintNotCompared, Point::Received),
+        (Bug::OutgoingNotStored, Point::Synced),
+        (Bug::UnsentForgotten, Point::Published),
+        (Bug::LetterIdChanges, Point::DeadLetterPublished),
+        (Bug::EffectsInCommitOfTheirOwn, Point::Synced),
+        (Bug::StateNotRemembered, Point::LookedUp),
+        (Bug::IndexNotRebuilt, Point::OutgoingRemoved),
+        (Bug::RunInDrain, Point::Draining),
+    ];
+    let strikes = planted.map(|(bug, point)| {
+        let (hit, queue) = (10, QueueKind::Classic);
+        Strike { point, hit, queue, in_batches: false, bug: Some(bug) }
+    });
+    let (_, ended) = strike_all(strikes.into());
+    let found = |strike: &Strike| {
+        let mut ended = ended.iter().filter(|(other, _)| other.bug == strike.bug);
+        ended.find_map(|(_, wrong)| wrong.first().cloned())
+    };
+    let mut missed = Vec::new();
+    for strike in strikes {
+        match found(&strike) {
+            Some(wrong) => println!("{strike}: {}", wrong.lines().next().unwrap_or_default()),
+            None => missed.push(strike.to_string()),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// Strikes, and fails if anything is wrong then.
+fn judge(tier: &str, strikes: Vec<Strike>) {
+    let only = std::env::var("ONCEWARD_CRASH_RUNS").ok();
+    let chosen = |strike: &Strike| only.as_ref().is_none_or(|only| *only == strike.crash());
+    let strikes: Vec<Strike> = strikes.into_iter().filter(chosen).collect();
+    assert!(!strikes.is_empty(), "ONCEWARD_CRASH_RUNS={only:?} names no run");
+    let count = strikes.len();
+    let (took, ended) = strike_all(strikes);
+    let violations: Vec<String> = ended
+        .iter()
+        .flat_map(|(strike, wrong)| wrong.iter().map(move |wrong| format!("{strike}: {wrong}")))
+        .collect();
+    println!(
+        "TIER {tier}: {count} runs, {} violations, {} s",
+        violations.len(),
+        took.as_secs()
+    );
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+/// What is wrong after each of the strikes.
 #[tokio::main]
-async fn strike_all(tier: &str, strikes: &[Strike]) {
+async fn strike_all(strikes: Vec<Strike>) -> (Duration, Vec<(Strike, Vec<String>)>) {
     let seed = number("ONCEWARD_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("ONCEWARD_SEED={seed} cargo test --features simulation --test crash_points");
-    let only = std::env::var("ONCEWARD_CRASH_RUNS").ok();
-    let chosen = |strike: &&Strike| only.as_ref().is_none_or(|only| *only == strike.crash());
-    let strikes: Vec<Strike> = strikes.iter().filter(chosen).copied().collect();
-    assert!(!strikes.is_empty(), "ONCEWARD_CRASH_RUNS={only:?} names no run");
     let started = Instant::now();
     let vhost = Vhost::new();
     let client = Arc::new(vhost.client().await);
     let at_a_time = Arc::new(Semaphore::new(AT_A_TIME));
     let mut runs = JoinSet::new();
-    for (place, strike) in strikes.iter().copied().enumerate() {
+    for (place, strike) in strikes.into_iter().enumerate() {
         let (url, client) = (vhost.url(), Arc::clone(&client));
         let at_a_time = Arc::clone(&at_a_time);
         let random = fastrand::Rng::with_seed(seed.wrapping_add(place as u64));
@@ -125,21 +178,12 @@ async fn strike_all(tier: &str, strikes: &[Strike]) {
             (strike, ended)
         });
     }
-    let mut violations = Vec::new();
+    let mut all = Vec::new();
     while let Some(ended) = runs.join_next().await {
         let (strike, ended) = ended.expect("a run does not panic");
-        match ended {
-            Ok(wrong) => violations.extend(wrong.iter().map(|wrong| format!("{strike}: {wrong}"))),
-            Err(error) => violations.push(format!("{strike}: {error}")),
-        }
+        all.push((strike, ended.unwrap_or_else(|error| vec![error])));
     }
-    println!(
-        "TIER {tier}: {} runs, {} violations, {} s",
-        strikes.len(),
-        violations.len(),
-        started.elapsed().as_secs()
-    );
-    assert!(violations.is_empty(), "{}", violations.join("\n"));
+    (started.elapsed(), all)
 }
 
 /// One traffic with one strike in it; gives what is wrong in the end, or why it proves nothing.
@@ -153,6 +197,9 @@ async fn run(
     let mut bench = Bench::new(url, client, queue, strike.queue).await;
     if strike.in_batches {
         bench.in_batches();
+    }
+    if let Some(bug) = strike.bug {
+        bench.plant(bug);
     }
     let slow_ms = if strike.point == Point::Draining { 700 } else { 10 };
     let plan = Plan::new(&Mix { keys: 5, scale: 1, slow_ms }, 0, &mut random);

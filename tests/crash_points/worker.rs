@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
+use onceward::simulation::{Bug, plant};
 use onceward::{
     Batch, Context, Options, QueueOptions, RetentionBy, Retry, Source, State, Worker, reject,
 };
@@ -35,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) ledger: String,
     /// Whether messages of a key run together.
     pub(crate) in_batches: bool,
+    /// Place in [`Bug::ALL`] of what is planted.
+    pub(crate) bug: Option<usize>,
 }
 
 impl Setup {
@@ -110,7 +113,14 @@ pub(crate) fn run_as_child() {
     } else {
         worker.queue_with(queue, on_order)
     };
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+    let runtime = if let Some(bug) = setup.bug {
+        // Planted for one thread, on which all of the worker has to be.
+        plant(Bug::ALL.get(bug).copied());
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    } else {
+        tokio::runtime::Runtime::new()
+    };
+    let runtime = runtime.expect("a runtime can be made");
     runtime.block_on(worker.run()).expect("the worker drains");
 }
 
