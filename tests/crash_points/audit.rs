@@ -9,13 +9,13 @@ use onceward::{StoreOptions, export, verify};
 use serde_json::Value;
 
 use crate::book::{Book, Pages};
-use crate::traffic::{ATTEMPTS_MAX, End, Kind, Order};
+use crate::traffic::{End, Kind, Order};
 
 /// How orders end, by number.
 pub(crate) type Ends = BTreeMap<u64, (Order, End)>;
 
 /// All that is wrong with what is downstream, with the runs and with the calls of the ledger.
-pub(crate) fn outside(book: &Book, ends: &Ends) -> Vec<String> {
+pub(crate) fn outside(book: &Book, ends: &Ends, attempts_max: u32) -> Vec<String> {
     let pages = book.pages();
     let mut wrong = pages.wrong.clone();
     let mut receipts: HashMap<u64, (BTreeSet<&str>, BTreeSet<&str>)> = HashMap::new();
@@ -23,8 +23,8 @@ pub(crate) fn outside(book: &Book, ends: &Ends) -> Vec<String> {
         receipts.entry(*number).or_default().0.insert(key);
     }
     downstream(&pages, ends, &mut receipts, &mut wrong);
-    deaths(&pages, ends, &mut wrong);
-    runs(&pages, ends, &mut wrong);
+    deaths(&pages, ends, attempts_max, &mut wrong);
+    runs(&pages, ends, attempts_max, &mut wrong);
     for (number, (order, _)) in ends {
         let (keys, receipts) = receipts.remove(number).unwrap_or_default();
         let charged = usize::from(order.kind == Kind::Charge);
@@ -36,9 +36,9 @@ pub(crate) fn outside(book: &Book, ends: &Ends) -> Vec<String> {
 }
 
 /// What the checker says of all that was seen.
-pub(crate) fn checked(history: &history::History, queue: &str) -> Vec<String> {
+pub(crate) fn checked(history: &history::History, queue: &str, attempts_max: u32) -> Vec<String> {
     let mut rules = QueueRules::new(queue);
-    rules.max_attempts = ATTEMPTS_MAX;
+    rules.max_attempts = attempts_max;
     let sees = Sees {
         accepted: true,
         runs: true,
@@ -111,7 +111,7 @@ fn downstream<'a>(
 }
 
 /// Each dead order has one dead letter by its outgoing id, whole and with its reason, and no other has any.
-fn deaths(pages: &Pages, ends: &Ends, wrong: &mut Vec<String>) {
+fn deaths(pages: &Pages, ends: &Ends, attempts_max: u32, wrong: &mut Vec<String>) {
     let mut letters: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
     for death in &pages.deaths {
         letters.entry(death.number).or_default().insert(&death.outgoing_id);
@@ -120,8 +120,8 @@ fn deaths(pages: &Pages, ends: &Ends, wrong: &mut Vec<String>) {
             continue;
         };
         let attempts = match order.kind {
-            Kind::Exhaust => ATTEMPTS_MAX..=ATTEMPTS_MAX + 1,
-            Kind::Reject | Kind::Undecodable => 1..=ATTEMPTS_MAX + 1,
+            Kind::Exhaust => attempts_max..=attempts_max + 1,
+            Kind::Reject | Kind::Undecodable => 1..=attempts_max + 1,
             _ => 0..=0,
         };
         let is_right = matches!(end, End::Dead { reason } if *reason == death.reason);
@@ -144,7 +144,7 @@ fn deaths(pages: &Pages, ends: &Ends, wrong: &mut Vec<String>) {
 }
 
 /// No key runs twice at a time, nothing runs after its end, attempts never fall and are not too many.
-fn runs(pages: &Pages, ends: &Ends, wrong: &mut Vec<String>) {
+fn runs(pages: &Pages, ends: &Ends, attempts_max: u32, wrong: &mut Vec<String>) {
     let mut attempts: HashMap<u64, u32> = HashMap::new();
     for run in &pages.runs {
         let Some((order, _)) = ends.get(&run.number) else {
@@ -157,7 +157,7 @@ fn runs(pages: &Pages, ends: &Ends, wrong: &mut Vec<String>) {
         let before = attempts.insert(run.number, run.attempt);
         let falls = before.is_some_and(|before| before > run.attempt);
         // A tick that has expired is a new one.
-        if run.attempt > ATTEMPTS_MAX + 1 || (falls && !order.is_tick()) {
+        if run.attempt > attempts_max + 1 || (falls && !order.is_tick()) {
             wrong.push(format!("{run:?} of {order:?} after attempt {before:?}"));
         }
     }

@@ -74,6 +74,15 @@ impl Life {
     pub(crate) fn strike(&self) {
         self.process.signal("KILL");
     }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Whether it has a queue.
+    pub(crate) fn is_consuming(&self) -> bool {
+        self.process.logged().contains("\"consuming\"")
+    }
 }
 
 impl Bench {
@@ -100,6 +109,7 @@ impl Bench {
             downstream,
             ledger: ledger.url().to_owned(),
             in_batches: false,
+            attempts_max: 6,
             bug: None,
         };
         Self {
@@ -118,6 +128,11 @@ impl Bench {
     /// Has the messages of a key run together from now on.
     pub(crate) fn in_batches(&mut self) {
         self.setup.in_batches = true;
+    }
+
+    /// Gives messages so many attempts that no number of crashes makes one die.
+    pub(crate) fn with_attempts(&mut self, attempts_max: u32) {
+        self.setup.attempts_max = attempts_max;
     }
 
     /// Plants a bug in the workers from now on, which is found soon or not at all.
@@ -225,7 +240,7 @@ impl Bench {
         }
         // What was read is on its way into the book.
         tokio::time::sleep(POLL * 3).await;
-        wrong.extend(audit::outside(&self.book, &ends));
+        wrong.extend(audit::outside(&self.book, &ends, self.setup.attempts_max));
         wrong.extend(self.audit_store(&ends).await);
         wrong.extend(self.audit_log());
         Ok(wrong)
@@ -243,12 +258,18 @@ impl Bench {
                 is_conflict: matches!(order.kind, Kind::Conflict { .. }),
             })
         });
-        let written = Written { records: records.collect(), ..Written::default() };
         let life = self.book.pages().life;
-        self.book.event(Event::Commit { life, number: 1, clock_ms: 0, written: written.into() });
-        self.book.event(Event::Synced { number: 1 });
+        for (number, record) in (1..).zip(records) {
+            let written = Written { records: vec![record], ..Written::default() };
+            self.book.event(Event::Commit { life, number, clock_ms: 0, written: written.into() });
+            self.book.event(Event::Synced { number });
+        }
         self.book.event(Event::AtRest);
-        wrong.extend(audit::checked(&self.book.pages().history, &self.queue));
+        wrong.extend(audit::checked(
+            &self.book.pages().history,
+            &self.queue,
+            self.setup.attempts_max,
+        ));
         wrong
     }
 

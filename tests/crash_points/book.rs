@@ -105,6 +105,13 @@ impl Book {
         pages.history.entries.push(Entry { at_ms, event });
     }
 
+    /// Forgets all but how many there were.
+    pub(crate) fn turn(&self) {
+        let mut pages = self.pages();
+        let Pages { life, copies, .. } = *pages;
+        *pages = Pages { life, copies, ..Pages::default() };
+    }
+
     pub(crate) fn event(&self, event: Event) {
         self.write(&mut self.pages(), event);
     }

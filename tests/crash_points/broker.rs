@@ -15,6 +15,9 @@ use crate::traffic::{CLASS_HEADER, KEY_HEADER, Order};
 
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// Longest time in which the broker answers.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Reads a queue into the book for ever.
 pub(crate) async fn read(url: String, queue: String, book: Book, is_dead: bool) {
     loop {
@@ -25,7 +28,7 @@ pub(crate) async fn read(url: String, queue: String, book: Book, is_dead: bool) 
 }
 
 async fn read_until_lost(url: &str, queue: &str, book: &Book, is_dead: bool) -> lapin::Result<()> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let connection = connect(url).await?;
     let channel = connection.create_channel().await?;
     let options = BasicConsumeOptions::default();
     let mut consumer =
@@ -39,6 +42,13 @@ async fn read_until_lost(url: &str, queue: &str, book: &Book, is_dead: bool) -> 
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
     }
     Ok(())
+}
+
+/// A broker that accepts and says nothing is as good as none.
+async fn connect(url: &str) -> lapin::Result<Connection> {
+    let connecting = Connection::connect(url, ConnectionProperties::default());
+    let connected = tokio::time::timeout(PATIENCE, connecting).await;
+    connected.map_err(|_| lapin::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))?
 }
 
 /// A producer.
@@ -60,7 +70,8 @@ impl Producer {
         for order in orders {
             self.book.accepted(order);
         }
-        while self.try_publish(orders).await.is_err() {
+        while !matches!(tokio::time::timeout(PATIENCE, self.try_publish(orders)).await, Ok(Ok(())))
+        {
             self.channel = None;
             tokio::time::sleep(AGAIN).await;
         }
@@ -70,8 +81,7 @@ impl Producer {
         let (_, channel) = match &mut self.channel {
             Some(open) => open,
             None => {
-                let properties = ConnectionProperties::default();
-                let connection = Connection::connect(&self.url, properties).await?;
+                let connection = connect(&self.url).await?;
                 let channel = connection.create_channel().await?;
                 channel.confirm_select(ConfirmSelectOptions::default()).await?;
                 self.channel.insert((connection, channel))

@@ -4,9 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-/// Attempts that a message has.
-pub(crate) const ATTEMPTS_MAX: u32 = 6;
-
 /// Header with the ordering key.
 pub(crate) const KEY_HEADER: &str = "x-key";
 

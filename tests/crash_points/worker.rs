@@ -13,7 +13,7 @@ use onceward::{
 use serde::{Deserialize, Serialize};
 
 use crate::CHILD_TEST;
-use crate::traffic::{ATTEMPTS_MAX, CLASS_HEADER, Change, KEY_HEADER, Kind, Order};
+use crate::traffic::{CLASS_HEADER, Change, KEY_HEADER, Kind, Order};
 
 const SETUP_VARIABLE: &str = "ONCEWARD_CRASH_POINTS_WORKER";
 
@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     pub(crate) ledger: String,
     /// Whether messages of a key run together.
     pub(crate) in_batches: bool,
+    /// Attempts that a message has.
+    pub(crate) attempts_max: u32,
     /// Place in [`Bug::ALL`] of what is planted.
     pub(crate) bug: Option<usize>,
 }
@@ -107,7 +109,7 @@ pub(crate) fn run_as_child() {
     let setup = SETUP.get_or_init(|| setup);
     let options = Options::new(&format!("{}?heartbeat=2", setup.url), &setup.store);
     let worker = Worker::new(options.expect("the parent's url"));
-    let queue = queue(&setup.queue);
+    let queue = queue(&setup.queue, setup.attempts_max);
     let worker = if setup.in_batches {
         worker.batch_queue_with(queue, on_batch)
     } else {
@@ -124,7 +126,7 @@ pub(crate) fn run_as_child() {
     runtime.block_on(worker.run()).expect("the worker drains");
 }
 
-fn queue(name: &str) -> QueueOptions {
+fn queue(name: &str, attempts_max: u32) -> QueueOptions {
     let mut queue = QueueOptions::new(name);
     queue.identity.key = vec![Source::Header(KEY_HEADER.to_owned())];
     queue.prefetch = 40.try_into().expect("not zero");
@@ -133,7 +135,7 @@ fn queue(name: &str) -> QueueOptions {
     let values = BTreeMap::from([("tick".to_owned(), TICK_RETENTION)]);
     queue.retention_by = Some(RetentionBy { header: CLASS_HEADER.to_owned(), values });
     queue.retry = Retry {
-        max_attempts: ATTEMPTS_MAX.try_into().expect("not zero"),
+        max_attempts: attempts_max.try_into().expect("not zero"),
         initial: Duration::from_millis(1),
         max: Duration::from_millis(5),
         ..Retry::default()

@@ -3,6 +3,7 @@
 //! Each test gets a vhost of its own, gone when it ends; what it declares and publishes there is nobody else's. A
 //! node that cannot be had is a panic with the command that installs it, never a silent pass.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,66 +15,145 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
-/// The node's url with the default vhost, as `amqp://user:password@host:port/%2f`.
-pub fn url() -> &'static str {
-    static URL: OnceLock<String> = OnceLock::new();
-    URL.get_or_init(|| {
-        if let Ok(url) = std::env::var("AMQP_URL") {
-            return url;
-        }
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
-        let output = Command::new(script)
-            .arg("start")
-            .stderr(Stdio::inherit())
-            .output();
-        let output = output.unwrap_or_else(|error| panic!("{script} start: {error}"));
-        assert!(
-            output.status.success(),
-            "no RabbitMQ: run `apt-get install -y rabbitmq-server` and `{script} start`, or set AMQP_URL"
-        );
-        String::from_utf8(output.stdout).expect("a url").trim().to_owned()
-    })
+/// A node that tests run against.
+#[derive(Debug)]
+pub struct Node {
+    /// With the default vhost, as `amqp://user:password@host:port/%2f`.
+    url: String,
+    /// How rabbitmqctl is called for it.
+    ctl: Vec<String>,
+    /// Where a private node lives; `None` for the one that tests share.
+    directory: Option<PathBuf>,
 }
 
-/// Runs rabbitmqctl against the node; `ONCEWARD_RABBITMQCTL` names the command for the node of `AMQP_URL`.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq");
+
+impl Node {
+    /// The node that tests share.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Node> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let url = std::env::var("AMQP_URL").unwrap_or_else(|_| Self::start(None));
+            let command = std::env::var("ONCEWARD_RABBITMQCTL");
+            let command = command.unwrap_or_else(|_| format!("{SCRIPT} ctl"));
+            let ctl = command.split_whitespace().map(str::to_owned).collect();
+            Self { url, ctl, directory: None }
+        })
+    }
+
+    /// A node of this test binary's own, for faults that everybody on it would feel; gone when the binary ends.
+    pub fn private() -> &'static Self {
+        static PRIVATE: OnceLock<Node> = OnceLock::new();
+        PRIVATE.get_or_init(|| {
+            let directory =
+                std::env::temp_dir().join(format!("onceward-node-{}", std::process::id()));
+            let url = Self::start(Some(&directory));
+            // A process that sees the end of this one, however it ends: nobody closes its input before.
+            let stop = format!("cat >/dev/null; {SCRIPT} stop; rm -f {}.lock", directory.display());
+            let reaper = Command::new("setsid")
+                .args(["sh", "-c", &stop])
+                .env("ONCEWARD_RABBITMQ_DIR", &directory)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            std::mem::forget(reaper.expect("setsid is there"));
+            let ctl = vec![SCRIPT.to_owned(), "ctl".to_owned()];
+            Self { url, ctl, directory: Some(directory) }
+        })
+    }
+
+    fn start(directory: Option<&Path>) -> String {
+        let mut command = Command::new(SCRIPT);
+        command.arg("start").stdin(Stdio::null()).stderr(Stdio::inherit());
+        if let Some(directory) = directory {
+            command.env("ONCEWARD_RABBITMQ_DIR", directory);
+        }
+        let output = command.output();
+        let output = output.unwrap_or_else(|error| panic!("{SCRIPT} start: {error}"));
+        assert!(
+            output.status.success(),
+            "no RabbitMQ: run `apt-get install -y rabbitmq-server` and `{SCRIPT} start`, or set AMQP_URL"
+        );
+        String::from_utf8(output.stdout).expect("a url").trim().to_owned()
+    }
+
+    /// Runs rabbitmqctl against the node.
+    pub fn ctl(&self, arguments: &[&str]) -> String {
+        let (program, words) =
+            self.ctl.split_first().expect("ONCEWARD_RABBITMQCTL names a command");
+        let mut command = Command::new(program);
+        command.args(words).arg("-q").args(arguments);
+        if let Some(directory) = &self.directory {
+            command.env("ONCEWARD_RABBITMQ_DIR", directory);
+        }
+        let output = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(
+            output.status.success(),
+            "{program} {arguments:?}: {}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Sends a signal to the private node's process.
+    pub fn signal(&self, name: &str) {
+        let directory = self.directory.as_ref().expect("only a private node is struck");
+        let id = std::fs::read_to_string(directory.join("pid")).expect("it runs");
+        let sent = Command::new("kill").args([&format!("-{name}"), id.trim()]).status();
+        assert!(sent.expect("kill is there").success(), "{name}");
+    }
+
+    /// Starts the private node again with the data that it had.
+    pub fn start_again(&self) {
+        let url = Self::start(self.directory.as_deref());
+        assert_eq!(url, self.url, "the same port");
+    }
+}
+
+/// The shared node's url with the default vhost.
+pub fn url() -> &'static str {
+    &Node::shared().url
+}
+
+/// Runs rabbitmqctl against the shared node; `ONCEWARD_RABBITMQCTL` names the command for the node of `AMQP_URL`.
 pub fn ctl(arguments: &[&str]) -> String {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbitmq ctl");
-    let command = std::env::var("ONCEWARD_RABBITMQCTL").unwrap_or_else(|_| script.to_owned());
-    let mut words = command.split_whitespace();
-    let program = words.next().expect("ONCEWARD_RABBITMQCTL names a command");
-    let output = Command::new(program).args(words).arg("-q").args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("{command}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command} {arguments:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    Node::shared().ctl(arguments)
 }
 
 /// A vhost of a test's own, deleted with all that is in it when dropped.
 #[derive(Debug)]
 pub struct Vhost {
+    node: &'static Node,
     name: String,
 }
 
 impl Vhost {
-    /// Makes a vhost that the url's user may do everything in.
+    /// Makes a vhost on the shared node.
     pub fn new() -> Self {
+        Self::on(Node::shared())
+    }
+
+    /// Makes a vhost that the url's user may do everything in.
+    pub fn on(node: &'static Node) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test-{}-{next}", std::process::id());
-        let user = url().split(['/', ':', '@']).nth(3).expect("a url with a user");
+        let user = node.url.split(['/', ':', '@']).nth(3).expect("a url with a user");
         // One call: each starts an Erlang node.
-        ctl(&[
+        node.ctl(&[
             "eval",
             &format!(
                 "rabbit_vhost:add(<<\"{name}\">>, <<\"tests\">>), rabbit_auth_backend_internal:set_permissions(\
                  <<\"{user}\">>, <<\"{name}\">>, <<\".*\">>, <<\".*\">>, <<\".*\">>, <<\"tests\">>)."
             ),
         ]);
-        Self { name }
+        Self { node, name }
+    }
+
+    pub const fn node(&self) -> &'static Node {
+        self.node
     }
 
     /// Its name, as rabbitmqctl takes it.
@@ -81,9 +161,17 @@ impl Vhost {
         &self.name
     }
 
+    /// Messages of the queue, those among them that a consumer holds; takes a second.
+    pub fn messages(&self, queue: &str) -> u64 {
+        let listed = self.node.ctl(&["list_queues", "-p", &self.name, "name", "messages"]);
+        let count = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+        let count = count.and_then(|count| count.trim().parse().ok());
+        count.unwrap_or_else(|| panic!("{queue} is not in {listed:?}"))
+    }
+
     /// The url with this vhost.
     pub fn url(&self) -> String {
-        let (node, _) = url().rsplit_once('/').expect("a url with a vhost");
+        let (node, _) = self.node.url.rsplit_once('/').expect("a url with a vhost");
         format!("{node}/{}", self.name)
     }
 
@@ -100,7 +188,7 @@ impl Drop for Vhost {
     fn drop(&mut self) {
         // After a failed test too, where a second panic would hide the first.
         if !std::thread::panicking() {
-            ctl(&["delete_vhost", &self.name]);
+            self.node.ctl(&["delete_vhost", &self.name]);
         }
     }
 }
@@ -147,17 +235,25 @@ impl Client {
 
     /// Publishes persistent messages and waits until all are confirmed; the bodies' text is the message id too.
     pub async fn publish(&self, queue: &str, bodies: impl IntoIterator<Item = String>) {
+        let messages = bodies.into_iter().map(|body| (body.clone(), body.into_bytes()));
+        self.publish_all(queue, messages).await;
+    }
+
+    /// As [`Self::publish`], of ids and bodies.
+    pub async fn publish_all(
+        &self,
+        queue: &str,
+        messages: impl IntoIterator<Item = (String, Vec<u8>)>,
+    ) {
         let channel = self.channel().await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
         let mut confirms = Vec::new();
-        for body in bodies {
-            let properties = BasicProperties::default()
-                .with_delivery_mode(2)
-                .with_message_id(body.as_str().into());
+        for (id, body) in messages {
+            let properties =
+                BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let sent = channel
-                .basic_publish("".into(), queue.into(), options, body.as_bytes(), properties)
-                .await;
+            let sent =
+                channel.basic_publish("".into(), queue.into(), options, &body, properties).await;
             confirms.push(sent.expect("published"));
         }
         for confirm in confirms {
