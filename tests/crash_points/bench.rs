@@ -67,7 +67,7 @@ impl Life {
 
     /// Asks it to drain.
     pub(crate) fn drain(&self, bench: &Bench) {
-        bench.book.event(Event::Drain { life: self.number });
+        bench.book.draining(self.number);
         self.process.signal("TERM");
     }
 

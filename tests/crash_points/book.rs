@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use lapin::message::Delivery;
 use lapin::types::AMQPValue;
@@ -11,6 +12,9 @@ use tokio::time::Instant;
 
 use crate::traffic::{CLASS_HEADER, Change, KEY_HEADER, Order};
 use crate::worker::{self, Report};
+
+/// How long it may take until a worker has learned of a signal, and the book of what the worker says.
+const TOLD: Duration = Duration::from_millis(400);
 
 /// A message that has arrived in the downstream queue.
 #[derive(Clone, Debug)]
@@ -63,6 +67,8 @@ pub(crate) struct Pages {
     pub(crate) ended: HashSet<u64>,
     /// Of those, what was so when the current life began.
     ended_before: HashSet<u64>,
+    /// Which life was asked to drain, and when.
+    drain: Option<(u32, Instant)>,
     /// What runs: order by key.
     running: BTreeMap<String, u64>,
 }
@@ -112,6 +118,13 @@ impl Book {
         *pages = Pages { life, copies, ..Pages::default() };
     }
 
+    /// This life is about to be asked to drain.
+    pub(crate) fn draining(&self, life: u32) {
+        let mut pages = self.pages();
+        pages.drain = Some((life, Instant::now()));
+        self.write(&mut pages, Event::Drain { life });
+    }
+
     pub(crate) fn event(&self, event: Event) {
         self.write(&mut self.pages(), event);
     }
@@ -152,6 +165,10 @@ impl Book {
         match report {
             Report::Run { attempt, .. } => {
                 let is_late = !order.is_tick() && pages.ended_before.contains(&number);
+                let drains = pages.drain.filter(|(draining, _)| *draining == life);
+                if drains.is_some_and(|(_, since)| since.elapsed() > TOLD) {
+                    pages.wrong.push(format!("{number} begins to run in the drain of life {life}"));
+                }
                 let overlaps = pages.running.insert(order.key, number).is_some();
                 pages.runs.push(Run { life, number, attempt, is_late, overlaps });
                 self.write(&mut pages, Event::Run { life, seen, attempt, batch: None });

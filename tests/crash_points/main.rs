@@ -11,7 +11,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "a panic is how a test fails")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use onceward::simulation::{Bug, Point};
@@ -82,6 +82,7 @@ fn every_point_and_hit_on_both_kinds_of_queue_ends_as_if_nothing_had_happened() 
             }
         }
     }
+    let _alone = alone();
     judge("crash points", strikes);
 }
 
@@ -100,6 +101,7 @@ fn a_batch_that_is_struck_ends_as_if_nothing_had_happened() {
         let (hit, queue) = (2, QueueKind::Classic);
         Strike { point, hit, queue, in_batches: true, bug: None }
     });
+    let _alone = alone();
     judge("crash points of batches", strikes.into());
 }
 
@@ -122,6 +124,7 @@ fn a_planted_bug_is_found_by_its_crash_point() {
         let (hit, queue) = (10, QueueKind::Classic);
         Strike { point, hit, queue, in_batches: false, bug: Some(bug) }
     });
+    let _alone = alone();
     let (_, ended) = strike_all(strikes.into());
     let found = |strike: &Strike| {
         let mut ended = ended.iter().filter(|(other, _)| other.bug == strike.bug);
@@ -200,7 +203,7 @@ async fn run(
         bench.plant(bug);
     }
     let slow_ms = if strike.point == Point::Draining { 700 } else { 10 };
-    let plan = Plan::new(&Mix { keys: 5, scale: 1, slow_ms }, 0, &mut random);
+    let plan = Plan::new(&Mix { keys: 5, scale: 1, slow_ms, slow_each: 2 }, 0, &mut random);
     let mut producer = bench.producer();
     let crash = strike.crash();
     let publishing = async {
@@ -247,6 +250,12 @@ async fn run(
     let (_, struck) = tokio::join!(publishing, striking);
     struck?;
     bench.finish(client, &mut producer, &plan).await
+}
+
+/// One test at a time: each has as much to do as the machine can.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn number<T: std::str::FromStr>(variable: &str) -> Option<T> {

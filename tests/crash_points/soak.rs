@@ -14,9 +14,9 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep};
 
 use crate::bench::{Bench, QueueKind};
-use crate::number;
 use crate::support::rabbitmq::{Node, Vhost};
 use crate::traffic::{Mix, Plan};
+use crate::{alone, number};
 
 /// Between two waves.
 const WAVE_PAUSE: Duration = Duration::from_millis(30);
@@ -52,8 +52,14 @@ impl Report {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kills_and_faults_of_the_broker_at_random_cost_nothing() {
+#[test]
+fn kills_and_faults_of_the_broker_at_random_cost_nothing() {
+    let _alone = alone();
+    soak();
+}
+
+#[tokio::main]
+async fn soak() {
     let seed = number("ONCEWARD_SEED").unwrap_or_else(|| fastrand::u64(..));
     let lasts = Duration::from_secs(number("ONCEWARD_SOAK_SECONDS").unwrap_or(10));
     println!("scripts/soak --for {}s --seed {seed}", lasts.as_secs());
@@ -70,7 +76,7 @@ async fn kills_and_faults_of_the_broker_at_random_cost_nothing() {
     let started = Instant::now();
     let (mut report, mut first, mut rounds) = (Report::default(), 0, 0);
     while rounds == 0 || started.elapsed() < lasts {
-        let mix = Mix { keys: 30, scale: 4, slow_ms: 50 };
+        let mix = Mix { keys: 30, scale: 4, slow_ms: 50, slow_each: 1 };
         let plan = Plan::new(&mix, first, &mut random);
         first = plan.next();
         let flowing = AtomicBool::new(true);
@@ -166,9 +172,10 @@ async fn live(
     let points: Vec<Point> = points.collect();
     let is_struck_at_point = random.u32(..10) < 7;
     let point = points[random.usize(..points.len())];
-    let crash = format!("{}:{}", point.name(), random.u64(1..60));
+    let crash = format!("{}:{}", point.name(), random.u64(1..30));
     let started = Instant::now();
-    let lives = Duration::from_millis(random.u64(20..3000));
+    let lives_ms = if is_struck_at_point { 6000 } else { random.u64(20..1500) };
+    let lives = Duration::from_millis(lives_ms);
     let mut life = bench.start(is_struck_at_point.then_some(&*crash));
     let mut is_consuming = false;
     let by_itself = loop {

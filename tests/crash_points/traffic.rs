@@ -112,8 +112,10 @@ pub(crate) struct Mix {
     pub(crate) keys: usize,
     /// How many times the numbers of the smallest traffic in which each point is reached ten times.
     pub(crate) scale: usize,
-    /// How long the slow ones take, of which there is one a key of their own.
+    /// How long the slow ones take, which have keys of their own.
     pub(crate) slow_ms: u64,
+    /// How many of them.
+    pub(crate) slow_each: usize,
 }
 
 /// Keys of the slow ones: as many actors are at work when a drain begins.
@@ -174,7 +176,8 @@ impl Plan {
                 orders.insert(random.usize(at + 1..=(at + 30).min(orders.len())), twin);
             }
         }
-        let slow_keys = (0..SLOW_KEYS).map(|number| format!("slow{number}"));
+        let slow_count = SLOW_KEYS * mix.slow_each;
+        let slow_keys = (0..slow_count).map(|number| format!("slow{}", number % SLOW_KEYS));
         let slow = Kind::Slow { ms: mix.slow_ms };
         let slow: Vec<Order> = slow_keys.map(|key| order(key, slow.clone(), 1)).collect();
         let keys: HashSet<&String> = orders.iter().chain(&slow).map(|order| &order.key).collect();

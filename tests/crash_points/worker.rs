@@ -123,7 +123,10 @@ pub(crate) fn run_as_child() {
         tokio::runtime::Runtime::new()
     };
     let runtime = runtime.expect("a runtime can be made");
-    runtime.block_on(worker.run()).expect("the worker drains");
+    if let Err(error) = runtime.block_on(worker.run()) {
+        tracing::error!(error = %error, "the worker has ended");
+        std::process::exit(1);
+    }
 }
 
 fn queue(name: &str, attempts_max: u32) -> QueueOptions {
@@ -137,7 +140,7 @@ fn queue(name: &str, attempts_max: u32) -> QueueOptions {
     queue.retry = Retry {
         max_attempts: attempts_max.try_into().expect("not zero"),
         initial: Duration::from_millis(1),
-        max: Duration::from_millis(5),
+        max: Duration::from_millis(2),
         ..Retry::default()
     };
     queue
