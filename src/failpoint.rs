@@ -28,17 +28,17 @@ pub enum Point {
     AckWritten,
     /// Messages were given to the broker, which has not answered.
     Published,
-    /// The broker has confirmed them, and nobody has been told.
+    /// The broker has confirmed some of them, and nobody has been told.
     Confirmed,
     /// A dead letter is confirmed, and its message not settled.
     DeadLetterPublished,
     /// The rows of confirmed messages were removed.
     OutgoingRemoved,
-    /// A batch removes what has expired.
+    /// A batch that is being gathered removes a block that has expired.
     Collecting,
-    /// The store is being opened.
+    /// The store is being opened: from its lock to the last row that is read, several times.
     Opening,
-    /// A drain has begun.
+    /// A drain has begun, an actor has ended in it, or all that they committed has settled.
     Draining,
 }
 

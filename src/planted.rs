@@ -121,6 +121,6 @@ impl Bug {
 
 /// Plants this bug, or none, for what runs on this thread.
 #[cfg(feature = "simulation")]
-pub(crate) fn plant(bug: Option<Bug>) {
+pub fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);
 }

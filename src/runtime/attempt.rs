@@ -160,6 +160,9 @@ async fn persist(queue: &Queue, identity: Identity, row: Attempts) -> bool {
     let row = Attempts { queue: queue.id, updated_at_ms: queue.store.clock().now_ms(), ..row };
     let rows = vec![Change::PutAttempts(identity, row)];
     let persisted = queue.store.persist(queue.id, Records::new(), rows).await;
-    failpoint::reached(Point::AttemptRecorded);
-    persisted.is_some()
+    let is_durable = persisted.is_some();
+    if is_durable {
+        failpoint::reached(Point::AttemptRecorded);
+    }
+    is_durable
 }

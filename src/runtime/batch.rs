@@ -20,6 +20,7 @@ use super::queue::Queue;
 use super::run::{self, Failed, Success};
 use crate::batch::{BatchCalled, ErasedBatchHandler};
 use crate::effects::{CurrentState, StagedState};
+use crate::failpoint::{self, Point};
 use crate::handler::{CallError, HandleError};
 use crate::store::{Change, Commit, Records, StoreError};
 
@@ -52,8 +53,11 @@ pub(crate) async fn may_join(
             return Ok(false);
         }
     }
+    if queue.store.lookup(message.identity).await?.is_some() {
+        return Ok(false);
+    }
+    failpoint::reached(Point::LookedUp);
     Ok(queue.store.attempts(message.identity).is_none()
-        && queue.store.lookup(message.identity).await?.is_none()
         && !queue.store.has_expired(message.identity)
         && message.sequence.is_none_or(|sequence| queue.store.watermark(sequence).is_new()))
 }

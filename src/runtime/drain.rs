@@ -43,6 +43,7 @@ pub(crate) async fn finish(
                 if !matches!(end, Ok(Ok(()))) {
                     ended.push(end);
                 }
+                failpoint::reached(Point::Draining);
             }
             () = tokio::time::sleep_until(deadline) => {
                 let handlers = actors.len();
@@ -61,5 +62,6 @@ pub(crate) async fn finish(
             "the last outcomes are not durable or what they send is not confirmed: they stay unacknowledged"
         );
     }
+    failpoint::reached(Point::Draining);
     ended
 }

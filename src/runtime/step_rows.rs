@@ -43,8 +43,9 @@ impl StepStore for Queue {
     ) -> BoxFuture<'a, Result<(), EffectError>> {
         async move {
             let put = self.store.put_step(identity, self.id, name, result).await;
+            put.map(drop).ok_or(EffectError::Stopped)?;
             failpoint::reached(Point::StepStored);
-            put.map(drop).ok_or(EffectError::Stopped)
+            Ok(())
         }
         .boxed()
     }

@@ -2,7 +2,11 @@
 //!
 //! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
 
+pub mod checker;
 pub mod history;
+pub mod model;
+mod names;
 
+pub use self::names::Names;
 pub use crate::failpoint::Point;
-pub use crate::planted::Bug;
+pub use crate::planted::{Bug, plant};

@@ -50,13 +50,18 @@ impl Store {
         let index = Index::new();
         let mark = HashKey::new(meta.hash_key).mark();
         let mut journal = opening.scan_blocks(&index, Journal::of(mark), progress).await?;
+        failpoint::reached(Point::Opening);
         let mut unconfirmed = Unconfirmed::default();
         let next_outgoing = opening.outgoing(&mut unconfirmed).await?;
+        failpoint::reached(Point::Opening);
         let states = opening.states().await?;
         let watermarks = opening.watermarks().await?;
+        failpoint::reached(Point::Opening);
         let ghosts = GhostSet::default();
         let oldest_ghosts = opening.ghosts(&ghosts, &mut journal).await?;
+        failpoint::reached(Point::Opening);
         let garbage = opening.spilled(&rows, &unconfirmed, (&index, &mut journal)).await?;
+        failpoint::reached(Point::Opening);
 
         let (full, _) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -165,6 +170,7 @@ impl Opening<'_> {
         }
         failpoint::reached(Point::Opening);
         self.backend.commit(batch).await?;
+        failpoint::reached(Point::Opening);
         Ok(ids)
     }
 

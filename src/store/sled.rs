@@ -50,6 +50,7 @@ impl SledBackend {
             .map_err(|error| unusable("making the directory", &error))?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
+        failpoint::reached(Point::Opening);
         match swap::settle(path) {
             Ok(Settled::Whole) => {}
             Ok(Settled::Unfinished) => {
@@ -59,12 +60,15 @@ impl SledBackend {
             Err(error) => return Err(unusable("finishing its replacement", &error)),
         }
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
+        failpoint::reached(Point::Opening);
         let db = open_unlocked(path, cache_bytes)?;
+        failpoint::reached(Point::Opening);
         if directory::was_used(path) && db.is_empty() {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
+        failpoint::reached(Point::Opening);
         let marked = AtomicBool::new(directory::was_used(path));
         let log = Log { db: db.clone(), file: log, path: path.to_owned(), marked };
         let writer = Writer::start(Arc::new(log), Patience::OF_A_DISK)
@@ -235,6 +239,7 @@ fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
     Ok(log)
 }
 
+        failpoint::reached(Point::Opening);
 /// What the writing thread writes to.
 struct Log {
     db: sled::Db,
