@@ -41,6 +41,9 @@ pub struct Seen {
     pub key: Option<KeyName>,
     /// Hash of type and body: two under one name are a conflict.
     pub fingerprint: u64,
+    /// Whether it has an id that can be used; one without is published to the dead-letter queue before it is on record,
+    /// and more than once if its connection is lost meanwhile.
+    pub has_id: bool,
     /// Its number among all messages that producers have published: twins have different ones.
     pub copy: u64,
 }
@@ -72,17 +75,19 @@ pub struct Recorded {
 /// What a commit makes durable, all or nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
-    /// Messages that end.
+    /// Messages that end, in the order in which they were handed in.
     pub records: Vec<Recorded>,
+    /// Messages that are done without a record: their producer numbered them, and its watermark passes them.
+    pub passed: Vec<Name>,
     /// Attempts that are on record: message, begun attempts, whether the last one may be running.
     pub attempts: Vec<(Name, u32, bool)>,
-    /// States by key; `None` is removed.
+    /// States by key, as the handler gave them (see [`model`](super::model)), each one's last; `None` is removed.
     pub states: Vec<(KeyName, Option<Vec<u8>>)>,
     /// Steps that are begun (`false`) or have a result (`true`): message, step.
     pub steps: Vec<(Name, Arc<str>, bool)>,
-    /// Outgoing messages that are kept until they are confirmed: sender, and each one's outgoing id.
+    /// Outgoing messages that are kept until they are confirmed: sender, and each one's outgoing id; in commit order.
     pub outgoing: Vec<(Name, Vec<Arc<str>>)>,
-    /// Records that are removed, past their retention.
+    /// Records that are removed, past their retention; of one that was carried into a later block, the older copy.
     pub collected: Vec<Name>,
     /// The epoch of the store, if this opens it.
     pub epoch: Option<u64>,
@@ -111,15 +116,16 @@ pub enum Event {
     Consuming { life: u32, queue: Arc<str>, channel: u64, prefetch: u16 },
     /// The broker sent a message to the worker.
     Delivered { channel: u64, tag: u64, redelivered: bool, seen: Seen },
-    /// A handler began.
-    Run { life: u32, seen: Seen, attempt: u32 },
+    /// A handler began; those that it was given together have the number of their batch.
+    Run { life: u32, seen: Seen, attempt: u32, batch: Option<u64> },
     /// A handler ended.
     End { life: u32, seen: Seen, attempt: u32, ended: RunEnd },
     /// A handler called something outside within a step, under this key.
     Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str> },
-    /// A batch was given to the disk; it is durable at `Synced` with this number, and may be gone before.
-    Commit { life: u32, number: u64, written: Arc<Written> },
-    /// It is durable.
+    /// A batch was given to the disk when the store's clock stood at `clock_ms`. Numbers rise over all lives. It is
+    /// durable at `Synced`, and may be gone with a crash before.
+    Commit { life: u32, number: u64, clock_ms: u64, written: Arc<Written> },
+    /// It is durable, with all before it. Also after `Crashed`, if the disk had it without having said so.
     Synced { number: u64 },
     /// A write or a sync failed, and the worker was told.
     DiskFailed { life: u32 },
@@ -127,10 +133,20 @@ pub enum Event {
     Acked { channel: u64, tag: u64, multiple: bool },
     /// The broker refused an ack with 406 and closed the channel.
     AckRefused { channel: u64, tag: u64 },
-    /// A channel is gone, and what was unacked on it is back in its queue.
-    ChannelClosed { channel: u64 },
-    /// The broker has a message of the worker: by the worker's own id for it, in these queues.
-    Published { life: u32, id: Arc<str>, body: u64, to: Vec<Arc<str>>, letter: Option<Letter> },
+    /// A channel is gone, and what was unacked on it is back in its queue. `asked`: by the worker, at the end of a drain,
+    /// and not by a fault.
+    ChannelClosed { channel: u64, asked: bool },
+    /// The broker has a message of the worker: by the worker's own id for it, in these queues; none took it if there is
+    /// none. `body` is a hash of all of it.
+    Published {
+        life: u32,
+        id: Arc<str>,
+        body: u64,
+        to: Vec<Arc<str>>,
+        letter: Option<Letter>,
+        /// The message whose result this is, if it is the reply to one: those are in no commit.
+        answers: Option<Name>,
+    },
     /// The worker was told that it is confirmed.
     Confirmed { life: u32, id: Arc<str> },
     /// The worker was told that no queue took it, or that it is refused.
@@ -150,7 +166,7 @@ pub enum Event {
 /// What a dead letter says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Letter {
-    /// Which message it is.
+    /// Which message it is; of an outgoing message that no queue took (reason `unroutable`), its outgoing id.
     pub name: Name,
     /// Of its type and body: that of the message.
     pub fingerprint: u64,
