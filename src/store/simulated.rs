@@ -127,10 +127,10 @@ impl SimulatedDisk {
         under_way.is_some()
     }
 
-    /// Has every commit from now on decided by the script.
+    /// Has every commit from now on decided by the script, or by none.
     #[cfg(feature = "simulation")]
-    pub(crate) fn set_script(&self, script: Arc<dyn Script>) {
-        self.lock().script = Some(script);
+    pub(crate) fn set_script(&self, script: Option<Arc<dyn Script>>) {
+        self.lock().script = script;
     }
 
     /// Gives a new store on it this key, and not a random one.
