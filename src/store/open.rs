@@ -22,6 +22,7 @@ use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Reco
 use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, engine};
 use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
+use crate::planted::{self, Bug};
 
 /// Rows read at a time while scanning.
 pub(super) const SCAN_ROWS: usize = 1024;
@@ -124,7 +125,8 @@ impl Opening<'_> {
             let path = self.options.path.clone();
             return Err(StoreError::Format { path, found: meta.format, known: FORMAT });
         }
-        Ok(Meta { epoch: meta.epoch + 1, ..meta })
+        let raised = if planted::is(Bug::EpochNotRaised) { 0 } else { 1 };
+        Ok(Meta { epoch: meta.epoch + raised, ..meta })
     }
 
     fn random_key(&self) -> Result<[u8; 32], StoreError> {
@@ -199,7 +201,8 @@ impl Opening<'_> {
                 let what = format!("block {}", location.sequence());
                 let block: Block = self.read(&what, &value)?;
                 records += block.records.len() as u64;
-                for record in &block.records {
+                let records_known = block.records.iter();
+                for record in records_known.filter(|_| !planted::is(Bug::IndexNotRebuilt)) {
                     if let Some(known) = index.insert(record.identity, location) {
                         self.resolve(index, record, block.committed_at_ms, (known, location))
                             .await?;

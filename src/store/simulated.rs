@@ -344,9 +344,9 @@ impl Backend for SimulatedBackend {
         std::future::ready(self.live().map(|mut state| state.note = Some(note))).boxed()
     }
 
-    fn disk_bytes(&self) -> u64 {
-        let rows = self.disk.lock();
-        rows.current.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
+    fn disk_bytes(&self) -> Result<u64, StoreError> {
+        let rows = self.live()?;
+        Ok(rows.current.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())
     }
 }
 
