@@ -50,12 +50,11 @@ fn main() -> ExitCode {
     if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// By its name in the code.
 fn bug_of(name: &str) -> Result<Bug, String> {
-    let all = Bug::ALL.into_iter();
-    let names = || all.clone().map(|bug| bug.name()).collect::<Vec<_>>().join(", ");
-    all.clone().find(|bug| bug.name() == name).ok_or_else(|| {
-        format!("no bug {name:?}; there is {}", names())
-    })
+    let names = Bug::ALL.map(|bug| format!("{bug:?}"));
+    let found = Bug::ALL.into_iter().zip(&names).find(|(_, known)| *known == name);
+    found.map(|(bug, _)| bug).ok_or_else(|| format!("no bug {name:?}; there is {}", names.join(", ")))
 }
 
 fn one(seed: u64, bug: Option<Bug>, shows_history: bool) -> bool {

@@ -3,14 +3,15 @@
 //! The worker is the real one, on a runtime whose time is paused. Says what is wrong beside the history: a worker that
 //! ends by itself, that hangs, that lets a second one in. Judges nothing else.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::checker::{self, Rules};
+use super::checker;
 use super::history::History;
 use super::scenario::Scenario;
 use super::tally::Tally;
-use super::world::World;
+use super::world::{self, World};
 use crate::failpoint;
 use crate::planted::{self, Bug};
 
@@ -35,7 +36,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
     planted::plant(bug);
     fastrand::seed(seed);
     let scenario = Scenario::of(seed);
-    let rules = rules(&scenario);
+    let rules = world::rules(&scenario);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().start_paused(true).build();
@@ -62,19 +63,25 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
     planted::plant(None);
     match ran {
         Ok(mut outcome) => {
-            let judged = checker::check(&outcome.history, &rules);
-            outcome.violations.extend(judged.iter().map(ToString::to_string));
+            let judged = || checker::check(&outcome.history, &rules);
+            match catch_unwind(judged) {
+                Ok(judged) => outcome.violations.extend(judged.iter().map(ToString::to_string)),
+                Err(panic) => {
+                    let text = panic_text(&*panic);
+                    outcome.violations.push(format!("the checker panicked: {text}"));
+                }
+            }
             outcome
         }
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            let violations = vec![format!("a panic: {}", text.unwrap_or_default())];
+            let violations = vec![format!("a panic: {}", panic_text(&*panic))];
             Outcome { history: History::default(), violations, tally: Tally::default() }
         }
     }
 }
 
-fn rules(scenario: &Scenario) -> Rules {
-    super::world::rules(scenario)
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_default()
 }

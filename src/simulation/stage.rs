@@ -56,6 +56,7 @@ struct Inner {
     /// Of all lives.
     commit: u64,
     written: Arc<Written>,
+    has_opened: bool,
     has_failed: bool,
     has_crashed: bool,
     tally: Tally,
@@ -77,6 +78,7 @@ impl Stage {
             commits: 0,
             commit: 0,
             written: Arc::default(),
+            has_opened: false,
             has_failed: false,
             has_crashed: false,
             tally: Tally::default(),
@@ -104,6 +106,7 @@ impl Stage {
         inner.life = life;
         inner.strike = strike;
         inner.commits = 0;
+        inner.has_opened = false;
         inner.has_failed = false;
         inner.has_crashed = false;
         inner.tally.lives += 1;
@@ -139,6 +142,12 @@ impl Stage {
     pub(super) fn is_over(&self) -> bool {
         let inner = self.lock();
         !inner.has_crashed && self.log.is_dead(inner.life)
+    }
+
+    /// Whether this life lives and has the store.
+    pub(super) fn has_opened(&self) -> bool {
+        let inner = self.lock();
+        inner.has_opened && !inner.has_failed && !self.log.is_dead(inner.life)
     }
 
     /// Whether the disk has failed this life.
@@ -242,6 +251,7 @@ impl Script for Stage {
             self.log.put_of(life, Event::Synced { number });
             if let Some(epoch) = written.epoch {
                 self.log.put_of(life, Event::Opened { life, epoch });
+                self.lock().has_opened = true;
             }
         }
         match fate {

@@ -2,7 +2,7 @@
 
 use super::Action;
 use super::queues::{BODY_BYTES_MAX, QueuePlan, REPLIES};
-use crate::identity::{ID_BYTES_MAX, Scope};
+use crate::identity::{ID_BYTES_MAX, OnMissingId, Scope};
 use crate::message::{Message, Properties};
 
 /// How far behind its message a twin may come.
@@ -31,12 +31,17 @@ pub(super) fn draw(
             spoil(rng, &mut message, number);
         }
         if rng.u64(0..100) < twin_percent {
-            for _ in 0..rng.u64(1..3) {
+            for twin in 0..rng.u64(1..3) {
+                let mut again = message.clone();
+                // Without an id it is none: its body tells which one it is.
+                if !has_id(plan, &again) {
+                    again.body = format!("{number}, {twin} again").into();
+                }
                 let after_ms = if rng.bool() { rng.u64(0..60) } else { rng.u64(0..TWIN_MS_MAX) };
-                actions.push((at_ms + after_ms, publish(message.clone())));
+                actions.push((at_ms + after_ms, publish(again)));
             }
         }
-        if rng.u64(0..100) < odd_percent && !plan.is_numbered {
+        if rng.u64(0..100) < odd_percent && !plan.is_numbered && has_id(plan, &message) {
             let mut other = message.clone();
             other.body = format!("another {number}").into();
             let after_ms = if rng.bool() { rng.u64(0..60) } else { rng.u64(0..TWIN_MS_MAX) };
@@ -45,6 +50,21 @@ pub(super) fn draw(
         actions.push((at_ms, publish(message)));
     }
     actions
+}
+
+/// Whether it has an id that can be used.
+fn has_id(plan: &QueuePlan, message: &Message) -> bool {
+    let rules = &plan.options.identity;
+    let Message { properties, .. } = message;
+    let has_scope = match &rules.scope {
+        Scope::Header(name) => properties.headers.contains_key(name),
+        Scope::Queue | Scope::Global => true,
+    };
+    let has_id = match &properties.message_id {
+        Some(id) => id.len() <= ID_BYTES_MAX,
+        None => rules.on_missing_id == OnMissingId::Fingerprint,
+    };
+    has_scope && (has_id || plan.is_numbered)
 }
 
 fn publish(message: Message) -> Action {
