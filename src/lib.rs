@@ -129,8 +129,8 @@ pub use crate::message::{
     HEADER_DEPTH_MAX, HeaderValue, Headers, Key, Message, MessageId, Properties, escape,
 };
 pub use crate::options::{
-    BATCH_MAX, CLASSES_MAX, OnConflict, OnDuplicate, OnExpired, OnUnroutable, OptionError, Options,
-    QueueOptions, RetentionBy,
+    BATCH_MAX, BREAKER_FAILURES_MAX, BreakerOptions, CLASSES_MAX, OnConflict, OnDuplicate,
+    OnExpired, OnUnroutable, OptionError, Options, QueueOptions, RATE_MAX, RateLimit, RetentionBy,
 };
 pub use crate::payload::{Body, Codec, DecodeError, FromMessage, Reply};
 pub use crate::runtime::{RunError, Worker};

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 
 use super::admission::{Admitted, Tag};
 use crate::identity::{Fingerprint, Identity};
+use crate::planted::{self, Bug};
 
 /// Tags of one message: nearly always one.
 pub(crate) type Tags = SmallVec<[Tag; 1]>;
@@ -55,10 +56,13 @@ impl Claims {
                 self.claims.insert(message.identity, claim);
                 Claimed::New
             }
+            Some(_) if planted::is(Bug::TwinNotJoined) => Claimed::New,
             Some(claim) if may_join && claim.fingerprint == message.fingerprint => {
                 // Tags of a connection that is over are worth nothing: the broker delivers those messages again.
                 claim.tags.retain(|tag| tag.generation == message.tag.generation);
-                claim.tags.push(message.tag);
+                if !planted::is(Bug::TwinTagLost) {
+                    claim.tags.push(message.tag);
+                }
                 Claimed::Joined
             }
             Some(_) => Claimed::Contested,

@@ -4,7 +4,7 @@
 //! ends in one of two ways: with a proof that its outcome is durable, which settles its tags, or by a release,
 //! which leaves them to the broker.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -13,8 +13,10 @@ use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
+use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
 use super::mailbox::Mailboxes;
+use super::pace::Pace;
 use super::settle::Settlements;
 use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
@@ -25,7 +27,8 @@ use crate::identity::{Identity, Scope};
 use crate::message::{HeaderValue, Message};
 use crate::options::{OnDuplicate, OnUnroutable, QueueOptions};
 use crate::outbox::{Otherwise, Relay, Sender};
-use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store};
+use crate::planted::{self, Bug};
+use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store, StoreError};
 use crate::telemetry::{Health, QueueMetrics};
 
 /// One queue of a running worker.
@@ -47,6 +50,8 @@ pub(crate) struct Queue {
     pub(crate) metrics: QueueMetrics,
     /// Of what handlers stage.
     pub(crate) limits: Arc<Limits>,
+    /// Before every attempt.
+    pub(crate) gate: Gate,
     /// Handlers that may run at once.
     pub(crate) permits: Semaphore,
     /// Messages that may have ended the process, one at a time.
@@ -61,6 +66,8 @@ pub(crate) struct Queue {
     /// Commits that were handed in and have not settled yet.
     pub(super) commits: CommitsUnderWay,
     said_no_key: std::sync::Once,
+    /// Why nothing may end well any more: what a run read of the store is not what was written.
+    pub(super) unreadable: OnceLock<StoreError>,
 }
 
 #[derive(Debug, Default)]
@@ -115,6 +122,7 @@ impl Queue {
             }),
             outgoing: Arc::new(Sender::of_messages(&options.queue)),
             letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
+            gate: Gate::new(&options, Pace::new(&options, draining.clone()), health.clone()),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
             suspects: Semaphore::new(1),
             shared_identities: (options.identity.scope != Scope::Queue).then_some(identity_locks),
@@ -132,6 +140,7 @@ impl Queue {
             contested: Notify::new(),
             commits: CommitsUnderWay::default(),
             said_no_key: std::sync::Once::new(),
+            unreadable: OnceLock::new(),
         }
     }
 
@@ -204,6 +213,12 @@ impl Queue {
         tags
     }
 
+    /// Whether no new run may start.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let is_draining = self.draining.is_cancelled() && !planted::is(Bug::RunInDrain);
+        is_draining || self.store.has_failed()
+    }
+
     /// Contested deliveries to be judged now.
     pub(crate) fn take_readmitted(&self) -> Vec<Admitted> {
         std::mem::take(&mut self.lock().readmit)
@@ -219,7 +234,7 @@ impl Queue {
         let before = dispatch.readmit.len();
         dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
-        for message in &waiting {
+        for message in waiting.iter().filter(|_| !planted::is(Bug::ClaimNotReleased)) {
             // Nothing contests it any more: that was of this generation too, or went with its own.
             let (tags, _) = dispatch.claims.end(message.identity);
             returned += tags.len();

@@ -114,7 +114,7 @@ impl Committer {
     ///
     /// The first failure of the engine: nothing more is durable from then on.
     pub(crate) async fn run(mut self, stopping: CancellationToken) -> Result<(), StoreError> {
-        self.look_at_size();
+        self.look_at_size()?;
         self.write_and_note(&stopping).await
     }
 
@@ -171,6 +171,9 @@ impl Committer {
     async fn write_group(&mut self) -> Result<(), StoreError> {
         let mut group = Group::default();
         let gathering = Unfinished::new(&self.shared);
+        if planted::is(Bug::CommitsReordered) {
+            self.waiting.make_contiguous().reverse();
+        }
         while let Some(commit) = self.waiting.pop_front() {
             if let Err(commit) = group.add(commit, &self.shared.watermarks) {
                 self.waiting.push_front(*commit);
@@ -225,8 +228,7 @@ impl Committer {
         if batch.is_empty() && told.is_empty() {
             writing.finished();
             self.pace.pause();
-            self.look_at_size();
-            return Ok(());
+            return self.look_at_size();
         }
 
         let started = Instant::now();
@@ -235,7 +237,10 @@ impl Committer {
         }
         // Without rows there is nothing to wait for: what was handed in before is durable.
         if !batch.is_empty() {
-            self.shared.backend.commit(batch).await?;
+            let synced = self.shared.backend.commit(batch).await;
+            if !planted::is(Bug::FailedSyncIgnored) {
+                synced?;
+            }
             failpoint::reached(Point::Synced);
         }
         let synced = Instant::now();
@@ -261,7 +266,7 @@ impl Committer {
         }
         writing.finished();
         if synced.duration_since(self.looked_at_size) >= IDLE_INTERVAL {
-            self.look_at_size();
+            self.look_at_size()?;
         }
         Ok(())
     }
@@ -388,7 +393,7 @@ mod tests {
             let (ids, ..) = fixture.contents().await;
             assert!(ids as u64 <= 61 * PER_SECOND, "{ids} ids after {second} s");
             let half = &mut disk_bytes_max[second as usize / 240];
-            *half = fixture.store.shared.backend.disk_bytes().max(*half);
+            *half = fixture.store.shared.backend.disk_bytes().expect("a size").max(*half);
         }
         let [early, late] = disk_bytes_max;
         println!("disk {early} {late}");
@@ -543,7 +548,7 @@ mod tests {
         let mut fixture = fixture.reopened().await;
         let gauge = Arc::new(AtomicU64::new(0));
         fixture.committer.metrics.producers = metrics::Gauge::from_arc(Arc::clone(&gauge));
-        fixture.committer.look_at_size();
+        fixture.committer.look_at_size().expect("a size");
         assert_eq!(f64::from_bits(gauge.load(Ordering::Relaxed)), 10.0);
     }
 }

@@ -170,8 +170,9 @@ impl Backend for SledBackend {
         .boxed()
     }
 
-    fn disk_bytes(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
+    fn disk_bytes(&self) -> Result<u64, StoreError> {
+        let size = self.db.size_on_disk();
+        size.map_err(|error| self.failed(format!("reading the size of its files: {error}")))
     }
 }
 

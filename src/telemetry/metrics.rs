@@ -66,6 +66,8 @@ pub const METRICS: &[Metric] = &[
     metric("onceward_in_flight", G, &["queue"], "handlers running now"),
     metric("onceward_waiting", G, &["queue"], "deliveries waiting for their key, a free handler or a retry"),
     metric("onceward_blocked", G, &["queue"], "1 while a message that cannot be parsed blocks the queue"),
+    metric("onceward_breaker_open", G, &["queue"], "1 while attempts run one at a time because message after message failed"),
+    metric("onceward_breaker_opened_total", C, &["queue"], "times that the breaker opened"),
     metric("onceward_handler_seconds", H, &["queue"], "time of one attempt"),
     metric("onceward_delivery_to_ack_seconds", H, &["queue"], "time from delivery to acknowledgement"),
     metric("onceward_commit_seconds", H, &[], "time from handing in a commit to its durability"),
@@ -117,6 +119,8 @@ pub(crate) struct QueueMetrics {
     pub(crate) in_flight: Gauge,
     pub(crate) waiting: Gauge,
     pub(crate) blocked: Gauge,
+    pub(crate) breaker_open: Gauge,
+    pub(crate) breaker_opened: Counter,
     pub(crate) handler_seconds: Histogram,
     pub(crate) delivery_to_ack_seconds: Histogram,
 }
@@ -154,6 +158,8 @@ impl QueueMetrics {
             in_flight: show("onceward_in_flight"),
             waiting: show("onceward_waiting"),
             blocked: show("onceward_blocked"),
+            breaker_open: show("onceward_breaker_open"),
+            breaker_opened: count("onceward_breaker_opened_total"),
             handler_seconds: measure("onceward_handler_seconds"),
             delivery_to_ack_seconds: measure("onceward_delivery_to_ack_seconds"),
         }
