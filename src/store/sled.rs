@@ -239,7 +239,6 @@ fn sync_all_files(path: &Path, made: &[PathBuf]) -> io::Result<File> {
     Ok(log)
 }
 
-        failpoint::reached(Point::Opening);
 /// What the writing thread writes to.
 struct Log {
     db: sled::Db,
