@@ -155,3 +155,135 @@ async fn what_cannot_be_reached_or_is_not_there_is_said() {
     scene.refused(&["--queue", "in", "--set", "broker.ulr=x"], 78);
     assert_eq!(scene.quarantine(&["--quueue", "in"]).status.code(), Some(2));
 }
+
+/// What no worker can read, each in its own way, on both kinds of queue, with a worker that goes on afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_blocks_a_running_worker_is_taken_out_and_the_worker_goes_on() {
+    let body = || b"bad".to_vec();
+    let id = || Some(b"an id".to_vec());
+    let hostile: [(&str, RawMessage); 3] = [
+        (
+            "message id",
+            RawMessage {
+                message_id: Some(b"\xff\xfe".to_vec()),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+        (
+            "header name",
+            RawMessage {
+                message_id: id(),
+                headers: Some(raw_amqp::header(b"x-\xff", b"value")),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+        (
+            "routing key",
+            RawMessage {
+                message_id: id(),
+                target: Some((b"all".to_vec(), b"\xff\xfe".to_vec())),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+    ];
+    let scene = Scene::new().await;
+    let channel = scene.client.channel().await;
+    let fanout = channel.exchange_declare(
+        "all".into(),
+        lapin::ExchangeKind::Fanout,
+        lapin::options::ExchangeDeclareOptions::default(),
+        FieldTable::default(),
+    );
+    fanout.await.expect("an exchange");
+    for kind in ["classic", "quorum"] {
+        match kind {
+            "quorum" => scene.client.declare_quorum("in").await,
+            _ => scene.client.declare_classic("in").await,
+        }
+        let bound = channel.queue_bind(
+            "in".into(),
+            "all".into(),
+            "".into(),
+            lapin::options::QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bound.await.expect("a binding");
+        let worker =
+            scene.directory.start_as(scene.directory.command(&["run", "--set", "http.listen="]));
+        worker.wait_for_log("\"consuming\"", std::time::Duration::from_secs(40));
+        for (what, message) in &hostile {
+            let before = scene.directory.logged().len();
+            raw_amqp::publish(&scene.vhost.url(), "in", std::slice::from_ref(message));
+            scene.client.publish("in", [format!("{kind} {what}: healthy")]).await;
+            let blocked =
+                || scene.directory.logged()[before..].contains("cannot be parsed and blocks it");
+            while !blocked() {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            let taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
+            assert!(taken.status.success(), "{kind}, {what}: {taken:?}");
+            let done = || {
+                let logged = scene.directory.logged();
+                logged[before..].contains(&format!("{kind} {what}: healthy"))
+            };
+            let going_on = async {
+                while !done() {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(30), going_on)
+                .await
+                .unwrap_or_else(|_| {
+                    panic!("{kind}, {what}: {}", &scene.directory.logged()[before..])
+                });
+        }
+        // The ack of the last one may have gone down with the connection on which it was read alone.
+        while tokio::task::block_in_place(|| scene.vhost.messages("in")) > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        worker.signal("TERM");
+        assert!(worker.wait(std::time::Duration::from_secs(40)).success());
+        scene.client.delete("in").await;
+    }
+    let kept = std::fs::read_dir(scene.directory.path().join("kept")).expect("there").count();
+    assert_eq!(kept, 2 * 2 * hostile.len(), "a file of bytes and one for people each");
+}
+
+/// Deeper than any stack: the worker reads it, and so there is nothing to take out; by force there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_nested_beyond_all_depth_can_be_taken_out_of_every_kind_of_queue() {
+    let scene = Scene::new().await;
+    for kind in ["classic", "quorum"] {
+        match kind {
+            "quorum" => scene.client.declare_quorum("in").await,
+            _ => scene.client.declare_classic("in").await,
+        }
+        for headers in
+            [raw_amqp::nested_arrays(b"deep", 25_000), raw_amqp::nested_tables(b"deep", 20_000)]
+        {
+            let deep = RawMessage {
+                message_id: Some(b"deep".to_vec()),
+                headers: Some(headers),
+                body: b"deep".to_vec(),
+                ..RawMessage::default()
+            };
+            raw_amqp::publish(&scene.vhost.url(), "in", &[deep]);
+        }
+        scene.client.publish("in", ["good".to_owned()]).await;
+        for left in [2, 1] {
+            let taken = scene.quarantine(&["--queue", "in", "--out", "kept", "--force"]);
+            assert!(taken.status.success(), "{kind}: {taken:?}");
+            scene.depth_becomes("in", left).await;
+        }
+        let said = scene.refused(&["--queue", "in"], 1);
+        assert!(said.contains("nothing to quarantine"), "{said}");
+        let taken = scene.quarantine(&["--queue", "in", "--out", "kept", "--force"]);
+        assert!(taken.status.success(), "{kind}: {taken:?}");
+        let said = scene.refused(&["--queue", "in"], 1);
+        assert!(said.contains("queue \"in\" is empty"), "{said}");
+        scene.client.delete("in").await;
+    }
+}
