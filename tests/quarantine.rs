@@ -3,10 +3,12 @@
 //! Method: the binary against a real broker, with a plain client and a hand-written publisher beside it.
 
 use std::process::Output;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::{sleep, timeout};
 
 mod support;
 
@@ -57,10 +59,10 @@ impl Scene {
     async fn depth_becomes(&self, queue: &str, depth: u32) {
         let becoming = async {
             while self.client.depth(queue).await != depth {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), becoming)
+        timeout(Duration::from_secs(20), becoming)
             .await
             .unwrap_or_else(|_| panic!("{queue} never has {depth} messages"));
     }
@@ -213,39 +215,38 @@ async fn whatever_blocks_a_running_worker_is_taken_out_and_the_worker_goes_on() 
         bound.await.expect("a binding");
         let worker =
             scene.directory.start_as(scene.directory.command(&["run", "--set", "http.listen="]));
-        worker.wait_for_log("\"consuming\"", std::time::Duration::from_secs(40));
+        worker.wait_for_log("\"consuming\"", Duration::from_secs(40));
         for (what, message) in &hostile {
             let before = scene.directory.logged().len();
             raw_amqp::publish(&scene.vhost.url(), "in", std::slice::from_ref(message));
             scene.client.publish("in", [format!("{kind} {what}: healthy")]).await;
-            let blocked =
-                || scene.directory.logged()[before..].contains("cannot be parsed and blocks it");
-            while !blocked() {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
+            let logs = async |text: &str| {
+                let logging = async {
+                    while !scene.directory.logged()[before..].contains(text) {
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                };
+                timeout(Duration::from_secs(40), logging).await.unwrap_or_else(|_| {
+                    let logged = scene.directory.logged();
+                    panic!("{kind}, {what}: never {text:?}: {}", &logged[before..])
+                });
+            };
+            logs("cannot be parsed and blocks it").await;
             let taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
             assert!(taken.status.success(), "{kind}, {what}: {taken:?}");
-            let done = || {
-                let logged = scene.directory.logged();
-                logged[before..].contains(&format!("{kind} {what}: healthy"))
-            };
-            let going_on = async {
-                while !done() {
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-            };
-            tokio::time::timeout(std::time::Duration::from_secs(30), going_on)
-                .await
-                .unwrap_or_else(|_| {
-                    panic!("{kind}, {what}: {}", &scene.directory.logged()[before..])
-                });
+            logs(&format!("{kind} {what}: healthy")).await;
         }
         // The ack of the last one may have gone down with the connection on which it was read alone.
-        while tokio::task::block_in_place(|| scene.vhost.messages("in")) > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        }
+        let acked = async {
+            while tokio::task::block_in_place(|| scene.vhost.messages("in")) > 0 {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(Duration::from_secs(40), acked)
+            .await
+            .unwrap_or_else(|_| panic!("{kind}, not acked: {}", scene.directory.logged()));
         worker.signal("TERM");
-        assert!(worker.wait(std::time::Duration::from_secs(40)).success());
+        assert!(worker.wait(Duration::from_secs(40)).success());
         scene.client.delete("in").await;
     }
     let kept = std::fs::read_dir(scene.directory.path().join("kept")).expect("there").count();
