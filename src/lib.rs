@@ -73,6 +73,7 @@
 //! - `tls`: TLS to the broker, and to HTTP targets.
 //! - `testkit`: a test kit for your own handlers, module `testkit`: a broker and a disk in memory, crashes where you
 //!   say, and `assert_idempotent`.
+//! - `simulation`: for this project's own tests; it promises nothing to others.
 //!
 //! It runs on Unix, as the store locks and syncs its files by Unix means.
 //!
@@ -89,13 +90,17 @@ mod broker;
 mod clock;
 mod context;
 mod effects;
+mod failpoint;
 mod handler;
 mod identity;
 mod message;
 mod options;
 mod outbox;
 mod payload;
+mod planted;
 mod runtime;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod store;
 mod telemetry;
 #[cfg(feature = "testkit")]
@@ -124,8 +129,8 @@ pub use crate::message::{
     HEADER_DEPTH_MAX, HeaderValue, Headers, Key, Message, MessageId, Properties, escape,
 };
 pub use crate::options::{
-    BATCH_MAX, CLASSES_MAX, OnConflict, OnDuplicate, OnExpired, OnUnroutable, OptionError, Options,
-    QueueOptions, RetentionBy,
+    BATCH_MAX, BREAKER_FAILURES_MAX, BreakerOptions, CLASSES_MAX, OnConflict, OnDuplicate,
+    OnExpired, OnUnroutable, OptionError, Options, QueueOptions, RATE_MAX, RateLimit, RetentionBy,
 };
 pub use crate::payload::{Body, Codec, DecodeError, FromMessage, Reply};
 pub use crate::runtime::{RunError, Worker};

@@ -23,6 +23,34 @@ pub struct Message {
     pub body: Bytes,
 }
 
+/// What a header takes in memory beside its bytes: its place in the map and its strings' allocations.
+const HEADER_BYTES: usize = 128;
+
+impl Message {
+    /// About how many bytes of memory it takes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.body.len() + headers_bytes(&self.properties.headers)
+    }
+}
+
+fn headers_bytes(headers: &Headers) -> usize {
+    let each = headers.iter().map(|(name, value)| name.len() + value_bytes(value));
+    each.fold(0, usize::saturating_add)
+}
+
+/// Recurses no deeper than [`HEADER_DEPTH_MAX`].
+fn value_bytes(value: &HeaderValue) -> usize {
+    HEADER_BYTES
+        + match value {
+            HeaderValue::Bytes(bytes) => bytes.len(),
+            HeaderValue::Array(values) => {
+                values.iter().map(value_bytes).fold(0, usize::saturating_add)
+            }
+            HeaderValue::Table(headers) => headers_bytes(headers),
+            _ => 0,
+        }
+}
+
 /// The properties of AMQP 0-9-1's basic class, all optional.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Properties {
@@ -226,6 +254,21 @@ mod tests {
     fn hostile_ids_are_escaped_when_shown() {
         let id = MessageId::new(&b"a\x1b[31m\xff\n\\\xe2\x82\xac"[..]);
         assert_eq!(id.to_string(), "a\\u{1b}[31m\\xff\\n\\\\\u{20ac}");
+    }
+
+    #[test]
+    fn headers_count_as_memory_as_bodies_do() {
+        let plain = Message { body: vec![0; 1000].into(), ..Message::default() };
+        assert!((1000..2000).contains(&plain.memory_bytes()));
+        let mut many = Message::default();
+        for number in 0..9_000 {
+            many.properties.headers.insert(number.to_string(), HeaderValue::Int(number));
+        }
+        assert!(many.memory_bytes() > 9_000 * 100);
+        let table = HeaderValue::Table(many.properties.headers);
+        let mut nested = Message::default();
+        nested.properties.headers.insert("t".to_owned(), HeaderValue::Array(vec![table]));
+        assert!(nested.memory_bytes() > 9_000 * 100);
     }
 
     #[test]

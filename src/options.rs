@@ -4,6 +4,7 @@
 //! its own part when it is made.
 
 mod check;
+mod protect;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -18,6 +19,7 @@ use crate::payload::Codec;
 use crate::store::StoreOptions;
 
 pub use self::check::OptionError;
+pub use self::protect::{BREAKER_FAILURES_MAX, BreakerOptions, RATE_MAX, RateLimit};
 
 /// Broker, store and shutdown of a worker.
 #[derive(Clone)]
@@ -119,6 +121,23 @@ pub struct QueueOptions {
     pub outgoing_bytes_max: usize,
     /// Most messages of a key that a batch handler gets at once, at most [`BATCH_MAX`]; default 100.
     pub batch: NonZeroUsize,
+    /// When it stops starting attempts because what the handler calls seems to be dead; `None` is never.
+    pub breaker: Option<BreakerOptions>,
+    /// Most attempts that start in a time; default any number.
+    pub rate: Option<RateLimit>,
+    /// The same for each tenant, if the scope of ids is a header; default any number.
+    pub tenant_rate: Option<RateLimit>,
+    /// The `consumer_timeout` of the broker, after which it takes back what is not acknowledged; default 30 minutes, as
+    /// RabbitMQ's; `None` if it has none.
+    ///
+    /// A delivery older than half of it is told, and in the last tenth nothing more is taken in: it would be taken back
+    /// with the old one.
+    pub consumer_timeout: Option<Duration>,
+    /// Most bytes of messages in work; default 256 MiB. With more nothing is taken in, one message always is.
+    ///
+    /// The client buffers what the broker has sent ahead: when it may be more than that, the queue is consumed with a
+    /// smaller prefetch.
+    pub in_flight_bytes_max: usize,
 }
 
 /// Most messages in one batch of a key.
@@ -195,6 +214,11 @@ impl QueueOptions {
             result_bytes_max: 64 * 1024,
             outgoing_bytes_max: 16 * 1024 * 1024,
             batch: NonZeroUsize::MIN.saturating_add(BATCH_MAX - 1),
+            breaker: Some(BreakerOptions::default()),
+            rate: None,
+            tenant_rate: None,
+            consumer_timeout: Some(Duration::from_secs(30 * 60)),
+            in_flight_bytes_max: 256 * 1024 * 1024,
         }
     }
 }

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onceward::{
-    Body, Context, Handler, HeaderValue, MemoryBroker, Message, Options, QueueOptions, Source,
-    StoreOptions, Worker, reject,
+    Body, Context, Handler, HeaderValue, MemoryBroker, Message, Options, QueueOptions, RunError,
+    Source, StoreOptions, Worker, reject,
 };
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
@@ -60,6 +60,17 @@ impl Handler<Body, Option<String>> for Recorder {
                 };
                 let _receipt: i64 = cx.once("card", charge).await?;
                 return Err(reject("after the charge"));
+            }
+            b"large step" => {
+                let charges = Arc::clone(&self.charges);
+                let charge = async |key: String| {
+                    charges.lock().expect("not poisoned").push(key);
+                    Ok::<_, std::io::Error>("r".repeat(LARGE_BYTES))
+                };
+                // Whatever the handler makes of an error of the store.
+                if cx.once("large", charge).await.is_ok() {
+                    return Err(std::io::Error::other("after the step").into());
+                }
             }
             _ => {}
         }
@@ -561,4 +572,44 @@ async fn a_store_in_use_or_missing_or_unreadable_has_an_exit_code_of_its_own() {
     for command in commands {
         scene.refused("a", command, 74);
     }
+}
+
+#[tokio::test]
+async fn a_damaged_step_ends_the_worker_and_settles_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = directory.path().join("store");
+    let recorder = Recorder::default();
+    let broker = MemoryBroker::new();
+    broker.declare(QUEUE);
+    let worker = || {
+        let options = Options::with_broker(Arc::new(broker.clone()), StoreOptions::new(&store));
+        Worker::new(options).queue_with(QueueOptions::new(QUEUE), recorder.clone())
+    };
+    let mut message = Message { routing_key: QUEUE.to_owned(), ..Message::default() };
+    message.body = "large step".into();
+    message.properties.message_id = Some("a".to_owned());
+    assert!(broker.publish(message));
+    let ran = async {
+        while recorder.runs.lock().expect("not poisoned").len() < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    worker().run_until(ran).await.expect("the worker ends well");
+    {
+        let db = engine(&store);
+        let mut pieces: Vec<_> =
+            db.scan_prefix(b"v").map(|piece| piece.expect("it is sound")).collect();
+        assert!(pieces.len() >= 3, "a value in pieces");
+        let (key, value) = pieces.pop().expect("a piece");
+        let mut value = value.to_vec();
+        value[5] ^= 1;
+        db.insert(key, value).expect("written");
+        db.flush().expect("flushed");
+    }
+    let ended = timeout(PATIENCE, worker().run_until(std::future::pending())).await;
+    let ended = ended.expect("it ends by itself");
+    let Err(RunError::StoreFailed(error)) = ended else { panic!("{ended:?}") };
+    assert!(error.to_string().contains("damaged"), "{error}");
+    assert_eq!((broker.stats().acked, broker.depth(QUEUE)), (0, (1, 0)));
+    assert_eq!(recorder.charges.lock().expect("not poisoned").len(), 1);
 }

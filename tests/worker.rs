@@ -870,3 +870,14 @@ async fn a_forgotten_message_runs_again_though_its_number_is_done() {
         forget(&store, request).await.expect("it is known");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_whose_size_cannot_be_read_ends_the_worker() {
+    let world = World::new();
+    let worker = world.start();
+    sleep(Duration::from_millis(10)).await;
+    world.disk.cut();
+    let ended = tokio::time::timeout(Duration::from_secs(60), worker.ended).await;
+    let ended = ended.expect("it does not wait for a write").expect("the worker does not panic");
+    assert!(matches!(ended, Err(RunError::StoreFailed(_))), "{ended:?}");
+}

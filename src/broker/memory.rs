@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::Stream;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     AckChannel, Broker, BrokerError, Declare, Delivery, PublishChannel, Published, Session,
@@ -131,6 +132,7 @@ impl MemoryBroker {
                 next_tag: 1,
                 unacked: BTreeMap::new(),
                 waker: None,
+                over: CancellationToken::new(),
             },
         );
         drop(state);
@@ -195,6 +197,7 @@ struct Channel {
     next_tag: u64,
     unacked: BTreeMap<u64, Stored>,
     waker: Option<Waker>,
+    over: CancellationToken,
 }
 
 impl State {
@@ -273,6 +276,7 @@ impl State {
             }
             queue.ready.make_contiguous().sort_unstable_by_key(|stored| stored.position);
         }
+        channel.over.cancel();
         channel.waker
     }
 }
@@ -325,6 +329,18 @@ impl AckChannel for MemoryAcks {
         let acked = self.handle.broker.lock().ack(self.handle.channel, tag, multiple);
         let acked = acked.map(|waker| waker.into_iter().for_each(Waker::wake));
         std::future::ready(acked).boxed()
+    }
+
+    fn closed(&self) -> BoxFuture<'static, BrokerError> {
+        let over =
+            self.handle.broker.lock().channels.get(&self.handle.channel).map(|of| of.over.clone());
+        async move {
+            if let Some(over) = over {
+                over.cancelled().await;
+            }
+            lost("the connection is lost".to_owned())
+        }
+        .boxed()
     }
 
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {

@@ -93,6 +93,13 @@ pub trait AckChannel: Send {
     /// `Ok` means that the frame was written, not that the broker has read it.
     fn ack(&mut self, tag: u64, multiple: bool) -> BoxFuture<'_, Result<(), BrokerError>>;
 
+    /// Ready when the channel is gone, with why: also while nobody looks for deliveries or acks.
+    ///
+    /// A channel that cannot tell is never ready.
+    fn closed(&self) -> BoxFuture<'static, BrokerError> {
+        Box::pin(std::future::pending())
+    }
+
     /// Closes channel and connection: the broker requeues what is not acked, in its place.
     fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use super::{Broker, BrokerError, PublishChannel, Published};
 use crate::backoff::Reconnect;
+use crate::failpoint::{self, Point};
 use crate::message::Message;
 use crate::telemetry::Health;
 
@@ -185,6 +186,9 @@ impl PublisherTask {
                 // Every consumer has ended by then: nobody of ours waits for the answer.
                 () = stopping.cancelled() => break,
             };
+            if published.contains(&Published::Confirmed) {
+                failpoint::reached(Point::Confirmed);
+            }
             if published
                 .iter()
                 .zip(&messages)

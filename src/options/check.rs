@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use super::{BATCH_MAX, CLASSES_MAX, OnDuplicate, QueueOptions};
-use crate::identity::{OnMissingId, Source};
+use super::{BATCH_MAX, BREAKER_FAILURES_MAX, CLASSES_MAX, OnDuplicate, QueueOptions, RATE_MAX};
+use crate::identity::{OnMissingId, Scope, Source};
 
 /// Longest header value of a class in bytes: it is a part of the name under which the store keeps its records.
 const CLASS_BYTES_MAX: usize = 255;
@@ -57,6 +57,7 @@ impl QueueOptions {
         self.check_times(&mut found, &shown);
         self.check_classes(&mut found);
         self.check_identity(&mut found);
+        self.check_protection(&mut found, &shown);
         if self.batch.get() > BATCH_MAX {
             found.add("batch", &["batch"], self.batch, format!("is more than {BATCH_MAX}"));
         }
@@ -133,6 +134,46 @@ impl QueueOptions {
         }
     }
 
+    fn check_protection(&self, found: &mut Problems<'_>, shown: &impl Fn(Duration) -> String) {
+        if let Some(breaker) = &self.breaker {
+            let mut add = |value, problem: &str| found.add("breaker", &["breaker"], value, problem);
+            if breaker.failures.get() > BREAKER_FAILURES_MAX {
+                let problem = format!("is too many, the limit is {BREAKER_FAILURES_MAX}");
+                add(format!("failures {}", breaker.failures), &problem);
+            }
+            if breaker.probe.is_zero() {
+                add(format!("probe {}", shown(breaker.probe)), "would try again without a pause");
+            }
+            if breaker.probe > breaker.max {
+                let problem = format!("is longer than max {}", shown(breaker.max));
+                add(format!("probe {}", shown(breaker.probe)), &problem);
+            }
+        }
+        for (option, limit) in [("rate", self.rate), ("tenant_rate", self.tenant_rate)] {
+            let Some(limit) = limit else { continue };
+            let value = format!("{} in {}", limit.tokens, shown(limit.per));
+            if limit.per.as_secs_f64() * f64::from(RATE_MAX) < f64::from(limit.tokens.get()) {
+                let problem = format!("is more than {RATE_MAX} a second; leave it out");
+                found.add(option, &["rate", "tenant_rate"], value, problem);
+            }
+        }
+        let is_of_tenants = matches!(self.identity.scope, Scope::Header(_));
+        if let (Some(limit), false) = (self.tenant_rate, is_of_tenants) {
+            let value = format!("{} in {}", limit.tokens, shown(limit.per));
+            let problem = "needs scope = \"header:NAME\", which says who the tenants are";
+            found.add("tenant_rate", &["tenant_rate", "scope"], value, problem);
+        }
+        if self.consumer_timeout.is_some_and(|limit| limit.is_zero()) {
+            let problem = "leaves no time; leave it out if the broker has no limit";
+            let involved = &["consumer_timeout"];
+            found.add("consumer_timeout", involved, shown(Duration::ZERO), problem);
+        }
+        if self.in_flight_bytes_max == 0 {
+            let problem = "would take in nothing";
+            found.add("in_flight_bytes_max", &["max_in_flight"], 0, problem);
+        }
+    }
+
     fn check_identity(&self, found: &mut Problems<'_>) {
         let rules = &self.identity;
         if rules.id.is_empty() && rules.on_missing_id == OnMissingId::DeadLetter {
@@ -198,7 +239,7 @@ mod tests {
     use std::num::{NonZeroU32, NonZeroUsize};
 
     use super::*;
-    use crate::options::RetentionBy;
+    use crate::options::{BreakerOptions, RateLimit, RetentionBy};
 
     fn problem(change: impl FnOnce(&mut QueueOptions)) -> String {
         let mut options = QueueOptions::new("orders");
@@ -282,6 +323,29 @@ mod tests {
         let batch = problem(|options| options.batch = NonZeroUsize::MAX);
         assert!(batch.ends_with("is more than 100"), "{batch}");
         assert!(problem(|options| options.timeout = Duration::ZERO).contains("timeout = 0ns"));
+    }
+
+    #[test]
+    fn protection_that_means_nothing_is_refused() {
+        let breaker = |change: fn(&mut BreakerOptions)| {
+            problem(|options| change(options.breaker.as_mut().expect("on by default")))
+        };
+        let many = breaker(|breaker| breaker.failures = NonZeroU32::MAX);
+        assert!(many.contains("failures 4294967295 is too many"), "{many}");
+        let zero = breaker(|breaker| breaker.probe = Duration::ZERO);
+        assert!(zero.contains("probe 0ns would try again without a pause"), "{zero}");
+        let reversed = breaker(|breaker| breaker.max = Duration::from_millis(1));
+        assert!(reversed.contains("probe 1s is longer than max 1ms"), "{reversed}");
+        let limit = RateLimit::per_second(NonZeroU32::MIN);
+        let tenants = problem(|options| options.tenant_rate = Some(limit));
+        assert!(tenants.contains("tenant_rate = 1 in 1s needs scope"), "{tenants}");
+        for per in [Duration::ZERO, Duration::from_nanos(1)] {
+            let fast = problem(|options| options.rate = Some(RateLimit { per, ..limit }));
+            assert!(fast.contains("is more than 1000000 a second"), "{fast}");
+        }
+        let none = problem(|options| options.consumer_timeout = Some(Duration::ZERO));
+        assert!(none.contains("consumer_timeout = 0ns"), "{none}");
+        assert!(problem(|options| options.in_flight_bytes_max = 0).contains("take in nothing"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::backoff::Reconnect;
 use crate::broker::{OUTGOING_ID_HEADER, PublishError};
 use crate::identity::Identity;
 use crate::message::{HeaderValue, Message, cut};
+use crate::planted::{self, Bug};
 use crate::store::{ERROR_BYTES_MAX, OutgoingRow, Stored};
 
 pub(super) struct Entry {
@@ -152,6 +153,9 @@ impl Entry {
     }
 
     pub(super) fn refused(&mut self, error: &PublishError) -> Refused {
+        if planted::is(Bug::RefusalCountsAsSent) {
+            return Refused::Dropped;
+        }
         let for_ever = match error {
             PublishError::Unsendable { .. } => true,
             PublishError::Unroutable { .. } => false,

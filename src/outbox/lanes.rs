@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use tokio::time::Instant;
 
 use super::Kind;
+use crate::planted::{self, Bug};
 use crate::store::KeyId;
 
 /// What keeps its order: a key's messages, and apart from them its dead letters.
@@ -93,6 +94,9 @@ impl<T> Lanes<T> {
         if let Some(lane) = self.lanes.get_mut(&id)
             && lane.state == State::UnderWay
         {
+            if planted::is(Bug::HeldIsOvertaken) {
+                lane.waiting.rotate_left(1);
+            }
             lane.state = State::Held(until);
             self.held.insert((until, id));
         }

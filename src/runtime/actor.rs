@@ -17,10 +17,12 @@ use super::duplicate::{self, Unrecorded};
 use super::key_memory::KeyMemory;
 use super::queue::Queue;
 use crate::batch::ErasedBatchHandler;
+use crate::failpoint::{self, Point};
 use crate::handler::AnyHandler;
 use crate::identity::Identity;
 use crate::options::OnConflict;
-use crate::store::{DeadNote, Outcome, Persisted, Reason, ResultRow, StoreError};
+use crate::planted::{self, Bug};
+use crate::store::{DeadNote, Outcome, Persisted, Reason, Records, ResultRow, StoreError};
 
 /// Works off the key of `first` until its mailbox is empty.
 ///
@@ -54,7 +56,7 @@ async fn work_off_or_release(
     memory: &mut KeyMemory,
 ) -> Result<(), StoreError> {
     // After a failure of the store too: the message before this one may have been let go without an outcome.
-    if queue.draining.is_cancelled() || queue.store.has_failed() {
+    if queue.is_leaving() {
         queue.release(message.identity);
         return Ok(());
     }
@@ -88,7 +90,7 @@ async fn work_off_together(
     }
     if let [first, _, ..] = &*together {
         memory.load(queue, first).await?;
-        together = batch::run_together(queue, handler, together, memory).await;
+        together = batch::run_together(queue, handler, together, memory).await?;
     }
     // One that runs alone, or those of a batch that failed.
     for message in together {
@@ -118,6 +120,7 @@ async fn work_off(
 ) -> Result<(), StoreError> {
     if let Some(locks) = &queue.shared_identities
         && message.shared.is_none()
+        && !planted::is(Bug::SharedIdentityNotLocked)
     {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
     }
@@ -167,6 +170,10 @@ async fn work_off_new(
         return Ok(());
     }
     memory.load(queue, &message).await?;
+    if planted::is(Bug::MarkBeforeRun) {
+        let record = commit::record(&message, recorded, 0, Outcome::Done);
+        queue.store.persist(queue.id, Records::from_elem(record, 1), Vec::new()).await;
+    }
     match attempt_until_ended(queue, &message, memory.current()).await {
         Ended::Done(success) => {
             outcome("done");
@@ -180,6 +187,7 @@ async fn work_off_new(
             outcome("returned");
             queue.release(message.identity);
         }
+        Ended::StoreFailed(error) => return Err(*error),
     }
     Ok(())
 }
@@ -213,12 +221,14 @@ async fn judge(
     message: &Admitted,
 ) -> Result<Verdict, StoreError> {
     let Some(found) = queue.store.lookup(identity).await? else {
+        failpoint::reached(Point::LookedUp);
         return Ok(Verdict::New);
     };
     if matches!(found.record.outcome, Outcome::Forgotten(_)) {
         return Ok(Verdict::Forgotten);
     }
-    if found.record.fingerprint != message.fingerprint {
+    let is_same = found.record.fingerprint == message.fingerprint;
+    if !is_same && !planted::is(Bug::FingerprintNotCompared) {
         return Ok(Verdict::Conflict);
     }
     match found.record.outcome {

@@ -49,6 +49,8 @@ pub(crate) struct Admitted {
     pub(crate) returned: Option<CancellationToken>,
     /// Held while it is worked on if other queues may have the same identity.
     pub(crate) shared: Option<IdentityGuard>,
+    /// About what it takes in memory.
+    pub(crate) bytes: usize,
 }
 
 impl Admitted {
@@ -113,7 +115,9 @@ impl Admission {
         let tag = Tag { generation: generation.number, tag, received };
         let returned = id.is_none().then(|| generation.over.clone());
         let shared = None;
+        let bytes = message.memory_bytes();
         Admitted {
+            bytes,
             tag,
             message,
             redelivered,

@@ -5,13 +5,14 @@
 //! so that the bad one fails alone.
 
 use std::collections::HashSet;
+use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::admission::Admitted;
-use super::attempt;
 use super::commit::{self, Room, Sends};
 use super::dead_letter::{self, Death};
 use super::key_memory::KeyMemory;
@@ -19,6 +20,7 @@ use super::queue::Queue;
 use super::run::{self, Failed, Success};
 use crate::batch::{BatchCalled, ErasedBatchHandler};
 use crate::effects::{CurrentState, StagedState};
+use crate::failpoint::{self, Point};
 use crate::handler::{CallError, HandleError};
 use crate::store::{Change, Commit, Records, StoreError};
 
@@ -33,9 +35,13 @@ pub(crate) async fn may_join(
 ) -> Result<bool, StoreError> {
     let lane = queue.lane(&message.message);
     let is_sound = message.id.is_some() && message.defect.is_none() && !message.redelivered;
+    let tenant = queue.tenant(message);
     let shares_commit = others.iter().all(|other| queue.lane(&other.message) == lane)
+        && others.iter().all(|other| queue.tenant(other) == tenant)
         && producers(others, message) <= PRODUCERS_MAX;
-    if !is_sound || !shares_commit || queue.draining.is_cancelled() {
+    // While the breaker is open messages are tried one at a time.
+    let may_run = !queue.draining.is_cancelled() && !queue.gate.breaker_is_open();
+    if !is_sound || !shares_commit || !may_run {
         return Ok(false);
     }
     if let Some(locks) = &queue.shared_identities
@@ -47,8 +53,11 @@ pub(crate) async fn may_join(
             return Ok(false);
         }
     }
+    if queue.store.lookup(message.identity).await?.is_some() {
+        return Ok(false);
+    }
+    failpoint::reached(Point::LookedUp);
     Ok(queue.store.attempts(message.identity).is_none()
-        && queue.store.lookup(message.identity).await?.is_none()
         && !queue.store.has_expired(message.identity)
         && message.sequence.is_none_or(|sequence| queue.store.watermark(sequence).is_new()))
 }
@@ -67,12 +76,14 @@ pub(crate) async fn run_together(
     handler: &dyn ErasedBatchHandler,
     messages: Vec<Admitted>,
     memory: &mut KeyMemory,
-) -> Vec<Admitted> {
-    let Some(_permit) = attempt::permit(queue, &queue.permits).await else {
+) -> Result<Vec<Admitted>, StoreError> {
+    let Some(first) = messages.first() else { return Ok(messages) };
+    let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+    let Some(pass) = queue.pass(first, count).await else {
         for message in messages {
             queue.release(message.identity);
         }
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let deadline = Instant::now() + queue.options.timeout;
     let contexts: Vec<_> =
@@ -82,15 +93,21 @@ pub(crate) async fn run_together(
     let ended = run::contained(queue, deadline, async {
         judge(&messages, handler.call_batch(contexts, state).await)
     });
-    match ended.await {
+    let ended = ended.await;
+    // It counts as an attempt of none of them: they run again one by one.
+    queue.gate.heard(queue, &pass, first.identity, &ended);
+    drop(pass);
+    match ended {
         Ok(judged) => {
             finish(queue, messages, judged, memory).await;
-            Vec::new()
+            Ok(Vec::new())
         }
-        Err(Failed::Transient(error, _) | Failed::Permanent(_, error)) => {
-            let count = messages.len();
+        Err(Failed::Store(error)) => Err(*error),
+        Err(
+            Failed::Transient(error, _) | Failed::Panicked(error) | Failed::Permanent(_, error),
+        ) => {
             warn!(messages = count, error, "batch failed, its messages will run one by one");
-            messages
+            Ok(messages)
         }
     }
 }
@@ -106,8 +123,7 @@ fn judge(messages: &[Admitted], called: BatchCalled) -> Result<Judged, CallError
     let BatchCalled { items, state, ended } = called;
     ended.map_err(CallError::Handle)?;
     if !items.iter().map(|(cx, _)| cx.identity).eq(messages.iter().map(|of| of.identity)) {
-        let error = "the handler exchanged or lost messages of its batch".into();
-        return Err(CallError::Handle(HandleError::Retry { error, after: None }));
+        return Err(retry("the handler exchanged or lost messages of its batch", None));
     }
     let mut outcomes = Vec::with_capacity(items.len());
     for (cx, ended) in items {
@@ -118,16 +134,17 @@ fn judge(messages: &[Admitted], called: BatchCalled) -> Result<Judged, CallError
                 Failed::Permanent(reason, error) => {
                     outcomes.push(Err(Death { reason, error, attempts: 1 }));
                 }
-                Failed::Transient(error, after) => {
-                    return Err(CallError::Handle(HandleError::Retry {
-                        error: error.into(),
-                        after,
-                    }));
-                }
+                Failed::Transient(error, after) => return Err(retry(error, after)),
+                Failed::Panicked(error) => return Err(retry(error, None)),
+                Failed::Store(error) => return Err(retry(*error, None)),
             },
         }
     }
     Ok(Judged { state: state.into_change(), outcomes })
+}
+
+fn retry(error: impl Into<Box<dyn Error + Send + Sync>>, after: Option<Duration>) -> CallError {
+    CallError::Handle(HandleError::Retry { error: error.into(), after })
 }
 
 /// Hands in one commit for all that are done, and buries the dead.

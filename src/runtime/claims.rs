@@ -6,11 +6,15 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Arc, Weak};
 
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use super::admission::{Admitted, Tag};
 use crate::identity::{Fingerprint, Identity};
+use crate::message::Message;
+use crate::planted::{self, Bug};
 
 /// Tags of one message: nearly always one.
 pub(crate) type Tags = SmallVec<[Tag; 1]>;
@@ -18,6 +22,8 @@ pub(crate) type Tags = SmallVec<[Tag; 1]>;
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     claims: HashMap<Identity, Claim, BuildHasherDefault<IdentityHasher>>,
+    /// Of all their messages, contested ones among them.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -25,6 +31,15 @@ struct Claim {
     fingerprint: Fingerprint,
     tags: Tags,
     contested: Vec<Admitted>,
+    bytes: usize,
+    /// For people, who know it by its id; its body is let go of when its handler has finished.
+    message: Weak<Message>,
+}
+
+/// The delivery of a connection that has waited longest.
+pub(crate) struct Oldest {
+    pub(crate) received: Instant,
+    pub(crate) message: Weak<Message>,
 }
 
 /// What became of a delivery that asked for a claim.
@@ -51,14 +66,20 @@ impl Claims {
                     fingerprint: message.fingerprint,
                     tags: Tags::from_elem(message.tag, 1),
                     contested: Vec::new(),
+                    bytes: message.bytes,
+                    message: Arc::downgrade(&message.message),
                 };
+                self.bytes += message.bytes;
                 self.claims.insert(message.identity, claim);
                 Claimed::New
             }
+            Some(_) if planted::is(Bug::TwinNotJoined) => Claimed::New,
             Some(claim) if may_join && claim.fingerprint == message.fingerprint => {
                 // Tags of a connection that is over are worth nothing: the broker delivers those messages again.
                 claim.tags.retain(|tag| tag.generation == message.tag.generation);
-                claim.tags.push(message.tag);
+                if !planted::is(Bug::TwinTagLost) {
+                    claim.tags.push(message.tag);
+                }
                 Claimed::Joined
             }
             Some(_) => Claimed::Contested,
@@ -68,14 +89,38 @@ impl Claims {
     /// Keeps a contested delivery until the claim ends.
     pub(crate) fn contest(&mut self, message: Admitted) {
         if let Some(claim) = self.claims.get_mut(&message.identity) {
+            claim.bytes += message.bytes;
+            self.bytes += message.bytes;
             claim.contested.push(message);
         }
+    }
+
+    /// About what all their messages take in memory.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The oldest delivery of a generation that is not settled.
+    pub(crate) fn oldest(&self, generation: u32) -> Option<Oldest> {
+        let received = |claim: &Claim| {
+            let tags = claim.tags.iter().chain(claim.contested.iter().map(|of| &of.tag));
+            let own = tags.filter(|tag| tag.generation == generation);
+            own.map(|tag| tag.received).min()
+        };
+        let claims = self.claims.values();
+        let (received, claim) = claims
+            .filter_map(|claim| Some((received(claim)?, claim)))
+            .min_by_key(|(received, _)| *received)?;
+        Some(Oldest { received, message: claim.message.clone() })
     }
 
     /// Ends the claim: the tags to settle or to forget, and the deliveries to judge now.
     pub(crate) fn end(&mut self, identity: Identity) -> (Tags, Vec<Admitted>) {
         match self.claims.remove(&identity) {
-            Some(claim) => (claim.tags, claim.contested),
+            Some(claim) => {
+                self.bytes -= claim.bytes;
+                (claim.tags, claim.contested)
+            }
             None => (Tags::new(), Vec::new()),
         }
     }
@@ -85,7 +130,14 @@ impl Claims {
         let mut dropped = 0;
         for claim in self.claims.values_mut() {
             let before = claim.contested.len();
-            claim.contested.retain(|message| message.tag.generation != generation);
+            claim.contested.retain(|message| {
+                let stays = message.tag.generation != generation;
+                if !stays {
+                    claim.bytes -= message.bytes;
+                    self.bytes -= message.bytes;
+                }
+                stays
+            });
             dropped += before - claim.contested.len();
         }
         dropped
@@ -135,5 +187,37 @@ mod tests {
         claims.contest(admitted(1, "b", 11));
         let (tags, contested) = claims.end(admitted(1, "a", 0).identity);
         assert_eq!((tags.len(), contested.len()), (1, 1));
+    }
+
+    #[test]
+    fn bytes_are_those_of_all_that_is_claimed_or_contested() {
+        let mut claims = Claims::default();
+        let [first, other, twin] =
+            [("a", 10), ("b", 11), ("a", 12)].map(|(body, tag)| admitted(1, body, tag));
+        let each = first.bytes;
+        claims.claim(&first, true);
+        claims.claim(&twin, true);
+        assert_eq!(claims.bytes(), each, "a twin is not kept");
+        claims.contest(other);
+        assert_eq!(claims.bytes(), 2 * each);
+        claims.drop_contested(first.tag.generation);
+        assert_eq!(claims.bytes(), each);
+        claims.end(first.identity);
+        assert_eq!(claims.bytes(), 0);
+    }
+
+    #[test]
+    fn the_oldest_is_of_its_own_generation() {
+        let mut claims = Claims::default();
+        let [mut old, mut young] = [admitted(1, "a", 10), admitted(2, "b", 11)];
+        old.tag.received -= std::time::Duration::from_secs(10);
+        claims.claim(&young, true);
+        claims.claim(&old, true);
+        let oldest = |claims: &Claims, generation| claims.oldest(generation).map(|of| of.received);
+        assert_eq!(oldest(&claims, old.tag.generation), Some(old.tag.received));
+        assert_eq!(oldest(&claims, old.tag.generation + 1), None);
+        young.tag.generation += 1;
+        claims.claim(&young, true);
+        assert_eq!(oldest(&claims, young.tag.generation), Some(young.tag.received));
     }
 }

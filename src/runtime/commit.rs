@@ -16,6 +16,7 @@ use crate::identity::{self, Identity};
 use crate::message::Message;
 use crate::outbox::{End, Outgoing};
 use crate::payload::Reply;
+use crate::planted::{self, Bug};
 use crate::store::{
     Change, Commit, INLINE_BYTES_MAX, KeyId, OnPersisted, Outcome, Persisted, Record, Records,
     ResultRow, Stored,
@@ -67,6 +68,9 @@ pub(crate) async fn done(
     let Some(Staged { result, sends, later }) = staged else {
         return queue.release(identity);
     };
+    if planted::is(Bug::EffectsInCommitOfTheirOwn) {
+        queue.store.persist(queue.id, Records::new(), std::mem::take(&mut rows)).await;
+    }
     let record = finished(&message, attempts, result, &mut rows);
     let counted = queue.count_commit();
     let lane = queue.lane(&message.message);
@@ -158,7 +162,9 @@ pub(crate) async fn stage(
         if let Stored::Inline(bytes) = &outgoing.messages {
             room.outgoing_bytes = room.outgoing_bytes.saturating_sub(bytes.len());
         }
-        rows.push(Change::PutOutgoing(outgoing));
+        if !planted::is(Bug::OutgoingNotStored) {
+            rows.push(Change::PutOutgoing(outgoing));
+        }
     }
     let mut reply = None;
     let result = match result {

@@ -7,8 +7,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use tokio::sync::watch;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,12 +17,14 @@ use super::RunError;
 use super::actor;
 use super::admission::{Admitted, Generation};
 use super::drain;
+use super::intake::Intake;
 use super::queue::Queue;
 use super::settle::Settler;
 use super::window::AckWindow;
 use crate::backoff::Reconnect;
 use crate::broker::{Broker, BrokerError, Deliveries, Delivery, Session, Subscription};
 use crate::clock::duration_ms;
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 
 /// How often gauges are set and ended actors looked for when nothing arrives.
@@ -47,7 +48,7 @@ pub(crate) struct Consumer {
     broker: Arc<dyn Broker>,
     drain_limit: Duration,
     actors: JoinSet<Result<(), StoreError>>,
-    full: watch::Receiver<bool>,
+    intake: Intake,
     generation: Generation,
     reconnect: Reconnect,
     /// Connections in a row that ended at a message that cannot be parsed.
@@ -64,8 +65,8 @@ pub(crate) struct Consumer {
 enum Ended {
     Draining,
     Lost(BrokerError),
-    /// Every message that could be the unreadable one was read: the full prefetch may return.
-    Readable,
+    /// Another prefetch is due: every message that could be the unreadable one was read, or sizes have changed.
+    Resized,
 }
 
 impl Consumer {
@@ -73,7 +74,7 @@ impl Consumer {
         let part = format!("queue {}", queue.name);
         queue.health.fault(&part, "connecting");
         Self {
-            full: queue.store.full(),
+            intake: Intake::new(Arc::clone(&queue)),
             queue,
             broker,
             drain_limit,
@@ -109,7 +110,7 @@ impl Consumer {
             };
             match ended {
                 Ended::Draining => return Ok(()),
-                Ended::Readable => {}
+                Ended::Resized => {}
                 Ended::Lost(error @ BrokerError::NotOwnable { .. }) => {
                     return Err(RunError::Refused(error));
                 }
@@ -121,7 +122,7 @@ impl Consumer {
     fn subscription(&self) -> Subscription {
         let options = &self.queue.options;
         // After an unreadable message one at a time: its neighbours are not to be counted as delivered with it.
-        let prefetch = if self.isolated > 0 { NonZeroU16::MIN } else { options.prefetch };
+        let prefetch = if self.isolated > 0 { NonZeroU16::MIN } else { self.intake.prefetch() };
         Subscription {
             queue: options.queue.clone(),
             declare: options.declare,
@@ -192,13 +193,16 @@ impl Consumer {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let is_full = *self.full.borrow_and_update();
+            let is_stopped = self.intake.is_stopped();
             // Every branch is cancel-safe: a delivery that was not taken stays in the stream.
             tokio::select! {
                 biased;
                 () = queue.draining.cancelled() => return Ok(Ended::Draining),
                 Some(settled) = settler.join_next() => {
                     let error = self.joined("settler", settled)?.err();
+                    // What is left in the stream of a dead channel is worth its last item only.
+                    let said = std::iter::from_fn(|| deliveries.next().now_or_never().flatten());
+                    let error = said.filter_map(Result::err).last().or(error);
                     return Ok(Ended::Lost(error.unwrap_or_else(|| self.closed())));
                 }
                 Some(ended) = self.actors.join_next(), if !self.actors.is_empty() => {
@@ -206,12 +210,14 @@ impl Consumer {
                     while let Some(ended) = self.actors.try_join_next() {
                         self.actor_ended(ended)?;
                     }
-                    if let Some(ended) = self.take_ready(deliveries, is_full) {
+                    if let Some(ended) = self.take_ready(deliveries) {
                         return Ok(ended);
                     }
                 }
                 _ = tick.tick() => {
-                    self.show_load(is_full);
+                    self.show_load();
+                    self.intake.look(self.generation.number, Instant::now());
+                    queue.gate.look(Instant::now());
                     if self.on_trial.is_some_and(|proof| Instant::now() >= proof) {
                         self.proved();
                     }
@@ -221,12 +227,12 @@ impl Consumer {
                         self.start(message);
                     }
                 }
-                _ = self.full.changed() => {}
-                delivery = deliveries.next(), if !is_full => {
+                () = self.intake.changed() => {}
+                delivery = deliveries.next(), if !is_stopped => {
                     if let Some(ended) = self.take(delivery) {
                         return Ok(ended);
                     }
-                    if let Some(ended) = self.take_ready(deliveries, is_full) {
+                    if let Some(ended) = self.take_ready(deliveries) {
                         return Ok(ended);
                     }
                 }
@@ -235,12 +241,12 @@ impl Consumer {
     }
 
     /// Takes what is there already, without waiting: one turn of the loop serves many deliveries.
-    fn take_ready(&mut self, deliveries: &mut Deliveries, is_full: bool) -> Option<Ended> {
-        if is_full {
-            return None;
-        }
+    fn take_ready(&mut self, deliveries: &mut Deliveries) -> Option<Ended> {
         for _ in 0..BURST {
-            let delivery = futures_util::FutureExt::now_or_never(deliveries.next())?;
+            if self.intake.is_stopped() {
+                return None;
+            }
+            let delivery = deliveries.next().now_or_never()?;
             if let Some(ended) = self.take(delivery) {
                 return Some(ended);
             }
@@ -252,14 +258,17 @@ impl Consumer {
         match delivery {
             Some(Ok(delivery)) => {
                 self.queue.metrics.received.increment(1);
+                failpoint::reached(Point::Received);
                 let was_isolated = self.isolated > 0;
                 let random = || fastrand::u128(..).to_le_bytes();
                 let now = Instant::now();
                 let admitted = self.queue.admission.admit(delivery, &self.generation, now, random);
+                let bytes = admitted.bytes;
                 self.start(admitted);
                 self.proved();
                 self.isolated = self.isolated.saturating_sub(1);
-                (was_isolated && self.isolated == 0).then_some(Ended::Readable)
+                let is_readable = was_isolated && self.isolated == 0;
+                (self.intake.took(bytes) || is_readable).then_some(Ended::Resized)
             }
             Some(Err(error)) => Some(Ended::Lost(error)),
             None => Some(Ended::Lost(self.closed())),
@@ -368,11 +377,11 @@ impl Consumer {
         ended.map_err(|error| RunError::Bug { task, queue: self.queue.name.to_string(), error })
     }
 
-    fn show_load(&self, is_full: bool) {
+    fn show_load(&self) {
         let (waiting, running) = self.queue.load();
         self.queue.metrics.waiting.set(waiting as f64);
         self.queue.metrics.in_flight.set(running as f64);
-        if is_full {
+        if self.intake.store_is_full() {
             self.queue.health.fault("store", "full: intake is stopped until records expire");
         } else {
             self.queue.health.clear("store");

@@ -16,9 +16,11 @@ use super::admission::Admitted;
 use super::commit;
 use super::queue::Queue;
 use super::under_way::CommitGuard;
+use crate::failpoint::{self, Point};
 use crate::identity::{self, Identity};
 use crate::message::{Message, cut};
 use crate::outbox::{End, Headers, Letter, Otherwise, Outgoing};
+use crate::planted::{self, Bug};
 use crate::store::{Change, Commit, DeadNote, ERROR_BYTES_MAX, Outcome, Reason, Records};
 
 /// Why and after how many attempts a message is given up.
@@ -101,6 +103,7 @@ fn outgoing(queue: &Arc<Queue>, burial: Burial) -> Outgoing {
                     None
                 }
                 End::Sent => {
+                    failpoint::reached(Point::DeadLetterPublished);
                     queue.metrics.count_dead(burial.note.reason);
                     span.in_scope(|| say(&queue, &burial));
                     Some(settling(&queue, burial, counted))
@@ -155,7 +158,10 @@ fn letter(queue: &Queue, burial: &Burial, which: Headers) -> Arc<Message> {
         attempts: *attempts,
         queue: &queue.name,
         first_seen_ms: Some(note.first_seen_ms),
-        outgoing_id: format!("dead-{}", identity::hex(recorded.as_bytes())),
+        outgoing_id: match planted::is(Bug::LetterIdChanges) {
+            true => format!("dead-{}", fastrand::u64(..)),
+            false => format!("dead-{}", identity::hex(recorded.as_bytes())),
+        },
     };
     letter.make(which)
 }

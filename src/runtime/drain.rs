@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
 use super::queue::{Queue, TIME_MAX};
+use crate::failpoint::{self, Point};
 use crate::store::StoreError;
 
 /// How long handlers that were cut off may take to let go: one that blocks its thread is left behind.
@@ -31,6 +32,7 @@ pub(crate) async fn finish(
     actors: &mut JoinSet<Result<(), StoreError>>,
     limit: Duration,
 ) -> Vec<ActorEnd> {
+    failpoint::reached(Point::Draining);
     let deadline = Instant::now() + limit.min(TIME_MAX);
     let mut ended = Vec::new();
     while !actors.is_empty() {
@@ -41,6 +43,7 @@ pub(crate) async fn finish(
                 if !matches!(end, Ok(Ok(()))) {
                     ended.push(end);
                 }
+                failpoint::reached(Point::Draining);
             }
             () = tokio::time::sleep_until(deadline) => {
                 let handlers = actors.len();
@@ -59,5 +62,6 @@ pub(crate) async fn finish(
             "the last outcomes are not durable or what they send is not confirmed: they stay unacknowledged"
         );
     }
+    failpoint::reached(Point::Draining);
     ended
 }

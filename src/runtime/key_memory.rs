@@ -6,6 +6,7 @@
 use super::admission::Admitted;
 use super::queue::Queue;
 use crate::effects::{CurrentState, EncodedState};
+use crate::planted::{self, Bug};
 use crate::store::{Change, KeyId, KeyState, SharedState, StateValue, StoreError};
 
 /// The state of one key.
@@ -68,7 +69,9 @@ impl KeyMemory {
         let before = self.known.as_ref().and_then(|known| known.stored.clone());
         let next = has_any.then(|| stored(&state, before.as_deref()));
         let stored = queue.store.stage_state(id, &before, next, rows).await?;
-        self.known = Some(Box::new(Known { stored, current: state }));
+        if !planted::is(Bug::StateNotRemembered) {
+            self.known = Some(Box::new(Known { stored, current: state }));
+        }
         Some(())
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::admission::{ActorKey, Admitted};
+use crate::planted::{self, Bug};
 
 #[derive(Debug, Default)]
 pub(crate) struct Mailboxes {
@@ -15,7 +16,9 @@ pub(crate) struct Mailboxes {
 impl Mailboxes {
     /// Gives the message back if its key is free: the caller starts an actor with it.
     pub(crate) fn put(&mut self, message: Admitted) -> Option<Admitted> {
-        if let Some(mailbox) = self.mailboxes.get_mut(&message.key) {
+        if let Some(mailbox) = self.mailboxes.get_mut(&message.key)
+            && !planted::is(Bug::KeyNotSerialized)
+        {
             mailbox.push_back(message);
             return None;
         }

@@ -4,7 +4,7 @@
 //! ends in one of two ways: with a proof that its outcome is durable, which settles its tags, or by a release,
 //! which leaves them to the broker.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
@@ -13,18 +13,23 @@ use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
+use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
+use super::load::InFlight;
 use super::mailbox::Mailboxes;
+use super::pace::Pace;
 use super::settle::Settlements;
 use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
 use crate::effects::Limits;
+use crate::failpoint::{self, Point};
 use crate::handler::AnyHandler;
 use crate::identity::{Identity, Scope};
 use crate::message::{HeaderValue, Message};
 use crate::options::{OnDuplicate, OnUnroutable, QueueOptions};
 use crate::outbox::{Otherwise, Relay, Sender};
-use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store};
+use crate::planted::{self, Bug};
+use crate::store::{KeyId, Persisted, QueueId, QueueIds, Store, StoreError};
 use crate::telemetry::{Health, QueueMetrics};
 
 /// One queue of a running worker.
@@ -46,6 +51,8 @@ pub(crate) struct Queue {
     pub(crate) metrics: QueueMetrics,
     /// Of what handlers stage.
     pub(crate) limits: Arc<Limits>,
+    /// Before every attempt.
+    pub(crate) gate: Gate,
     /// Handlers that may run at once.
     pub(crate) permits: Semaphore,
     /// Messages that may have ended the process, one at a time.
@@ -55,16 +62,20 @@ pub(crate) struct Queue {
     /// Cancelled when the drain begins: no new run, and nobody waits for a retry.
     pub(crate) draining: CancellationToken,
     dispatch: Mutex<Dispatch>,
+    /// What `Dispatch::claims` says of bytes.
+    pub(crate) in_flight: InFlight,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
     /// Commits that were handed in and have not settled yet.
     pub(super) commits: CommitsUnderWay,
     said_no_key: std::sync::Once,
+    /// Why nothing may end well any more: what a run read of the store is not what was written.
+    pub(super) unreadable: OnceLock<StoreError>,
 }
 
 #[derive(Debug, Default)]
-struct Dispatch {
-    claims: Claims,
+pub(super) struct Dispatch {
+    pub(super) claims: Claims,
     mailboxes: Mailboxes,
     /// Contested deliveries whose claim has ended.
     readmit: Vec<Admitted>,
@@ -114,6 +125,8 @@ impl Queue {
             }),
             outgoing: Arc::new(Sender::of_messages(&options.queue)),
             letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
+            in_flight: InFlight::new(options.in_flight_bytes_max),
+            gate: Gate::new(&options, Pace::new(&options, draining.clone()), health.clone()),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
             suspects: Semaphore::new(1),
             shared_identities: (options.identity.scope != Scope::Queue).then_some(identity_locks),
@@ -131,6 +144,7 @@ impl Queue {
             contested: Notify::new(),
             commits: CommitsUnderWay::default(),
             said_no_key: std::sync::Once::new(),
+            unreadable: OnceLock::new(),
         }
     }
 
@@ -144,7 +158,11 @@ impl Queue {
             && message.message.properties.reply_to.is_some();
         let mut dispatch = self.lock();
         match dispatch.claims.claim(&message, !is_answered) {
-            Claimed::New => dispatch.mailboxes.put(message),
+            Claimed::New => {
+                failpoint::reached(Point::Claimed);
+                self.in_flight.set(dispatch.claims.bytes());
+                dispatch.mailboxes.put(message)
+            }
             Claimed::Joined => {
                 drop(dispatch);
                 self.metrics.duplicates.increment(1);
@@ -152,6 +170,7 @@ impl Queue {
             }
             Claimed::Contested => {
                 dispatch.claims.contest(message);
+                self.in_flight.set(dispatch.claims.bytes());
                 None
             }
         }
@@ -193,11 +212,18 @@ impl Queue {
     fn end_claim(&self, identity: Identity) -> super::claims::Tags {
         let mut dispatch = self.lock();
         let (tags, contested) = dispatch.claims.end(identity);
+        self.in_flight.set(dispatch.claims.bytes());
         if !contested.is_empty() {
             dispatch.readmit.extend(contested);
             self.contested.notify_one();
         }
         tags
+    }
+
+    /// Whether no new run may start.
+    pub(crate) fn is_leaving(&self) -> bool {
+        let is_draining = self.draining.is_cancelled() && !planted::is(Bug::RunInDrain);
+        is_draining || self.store.has_failed()
     }
 
     /// Contested deliveries to be judged now.
@@ -215,21 +241,14 @@ impl Queue {
         let before = dispatch.readmit.len();
         dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
-        for message in &waiting {
+        for message in waiting.iter().filter(|_| !planted::is(Bug::ClaimNotReleased)) {
             // Nothing contests it any more: that was of this generation too, or went with its own.
             let (tags, _) = dispatch.claims.end(message.identity);
             returned += tags.len();
         }
+        self.in_flight.set(dispatch.claims.bytes());
         drop(dispatch);
         self.metrics.returned.increment(returned as u64);
-    }
-
-    /// Deliveries that wait for their key, a free handler or a retry, and handlers that run.
-    pub(crate) fn load(&self) -> (usize, usize) {
-        let dispatch = self.lock();
-        let running =
-            self.options.concurrency.get().saturating_sub(self.permits.available_permits());
-        (dispatch.claims.len().saturating_sub(running), running)
     }
 
     /// When the message was delivered, in milliseconds since 1970.
@@ -265,7 +284,7 @@ impl Queue {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, Dispatch> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Dispatch> {
         self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,10 +18,11 @@ use super::queue::Queue;
 use crate::batch::{BatchCalled, ErasedBatchHandler};
 use crate::context::Context;
 use crate::effects::{CurrentState, EffectError, StagedMessages, StagedState};
+use crate::failpoint::{self, Point};
 use crate::handler::{AnyHandler, CallError, HandleError, error_chain, reject};
 use crate::message::cut;
 use crate::payload::Reply;
-use crate::store::{ERROR_BYTES_MAX, Reason};
+use crate::store::{ERROR_BYTES_MAX, Reason, StoreError};
 
 /// What a successful attempt leaves to commit.
 pub(crate) struct Success {
@@ -49,7 +50,11 @@ impl Success {
 pub(crate) enum Failed {
     /// Worth another attempt, after this delay if the handler gave one.
     Transient(String, Option<Duration>),
+    /// Worth another attempt, and no sign of what its handler calls.
+    Panicked(String),
     Permanent(Reason, String),
+    /// The store cannot be read: nothing of the worker may go on.
+    Store(Box<StoreError>),
 }
 
 /// Runs the handler once for one message.
@@ -118,8 +123,12 @@ pub(crate) async fn contained<T>(
         }
     };
     let ended = AssertUnwindSafe(run).catch_unwind().await;
+    failpoint::reached(Point::HandlerReturned);
     queue.metrics.handler_seconds.record(started.elapsed().as_secs_f64());
-    ended.unwrap_or_else(|panic| Err(Failed::Transient(panic_text(panic.as_ref()), None)))
+    if let Some(error) = queue.unreadable.get() {
+        return Err(Failed::Store(Box::new(error.clone())));
+    }
+    ended.unwrap_or_else(|panic| Err(Failed::Panicked(panic_text(panic.as_ref()))))
 }
 
 /// What the handler sees of an attempt; `None` for a message without an id, which is dead before it runs.

@@ -1,11 +1,14 @@
 //! Where a handler's steps are kept: rows of the store, durable before the handler goes on.
+//!
+//! A row that cannot be read ends the run, and with it the worker, as every other failure of the store does.
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use tracing::error;
 
 use super::queue::Queue;
 use crate::effects::{EffectError, StepFound, StepStore};
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
+use crate::planted::{self, Bug};
 
 impl StepStore for Queue {
     fn find<'a>(
@@ -14,14 +17,16 @@ impl StepStore for Queue {
         name: &'a str,
     ) -> BoxFuture<'a, Result<StepFound, EffectError>> {
         async move {
-            let Some(step) = self.store.step(identity, name) else {
+            let step = self.store.step(identity, name);
+            let Some(step) = step.filter(|_| !planted::is(Bug::StepCalledAgain)) else {
                 return Ok(StepFound::New);
             };
             let Some(result) = step.result else {
                 return Ok(StepFound::Begun);
             };
             let result = self.store.fetch(&result).await.map_err(|error| {
-                error!(step = name, error = %error, "the result of a step cannot be read");
+                // The run ends with it, whatever the handler makes of the error.
+                let _ = self.unreadable.set(error);
                 EffectError::Stopped
             })?;
             self.metrics.steps_replayed.increment(1);
@@ -38,7 +43,9 @@ impl StepStore for Queue {
     ) -> BoxFuture<'a, Result<(), EffectError>> {
         async move {
             let put = self.store.put_step(identity, self.id, name, result).await;
-            put.map(drop).ok_or(EffectError::Stopped)
+            put.map(drop).ok_or(EffectError::Stopped)?;
+            failpoint::reached(Point::StepStored);
+            Ok(())
         }
         .boxed()
     }

@@ -122,7 +122,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn leave_note(&self, note: Vec<u8>) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Size of the files, in bytes.
-    fn disk_bytes(&self) -> u64;
+    ///
+    /// # Errors
+    ///
+    /// If the system does not say: a size that is not known is no size of 0.
+    fn disk_bytes(&self) -> Result<u64, StoreError>;
 }
 
 /// What went wrong with the store, by what is to be done.

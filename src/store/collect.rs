@@ -19,7 +19,9 @@ use super::rows::Spilled;
 use super::spill;
 use super::{Change, Shared};
 use crate::clock::duration_ms;
+use crate::failpoint::{self, Point};
 use crate::identity::Identity;
+use crate::planted::{self, Bug};
 
 /// How often attempts of messages that never came back are looked through.
 const ORPHANS_INTERVAL: Duration = Duration::from_secs(60);
@@ -57,6 +59,8 @@ impl Committer {
                 let block: Block = record::unseal(&value).map_err(|error| {
                     self.shared.damaged(format!("block {}: {error}", location.sequence()))
                 })?;
+                let retention_ms =
+                    if planted::is(Bug::CollectedEarly) { retention_ms / 2 } else { retention_ms };
                 let expired = block.committed_at_ms.saturating_add(retention_ms) <= now_ms;
                 let bytes = ghosts.bytes() + Batch::bytes_removed(key.len());
                 let bytes = bytes + ghosts::ROW_BYTES + block.records.len() * ghosts::GHOST_BYTES;
@@ -72,6 +76,7 @@ impl Committer {
                     }
                     break;
                 }
+                failpoint::reached(Point::Collecting);
                 room -= 1;
                 removed += 1;
                 group.batch.remove_large(key);

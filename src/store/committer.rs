@@ -24,6 +24,8 @@ use super::pace::Paces;
 use super::record;
 use super::unfinished::Unfinished;
 use super::{Change, Commit, Persisted, Shared};
+use crate::failpoint::{self, Point};
+use crate::planted::{self, Bug};
 use crate::telemetry::StoreMetrics;
 
 /// Commits that may wait: more than one group can ever hold, so that a sync never waits for work.
@@ -112,7 +114,7 @@ impl Committer {
     ///
     /// The first failure of the engine: nothing more is durable from then on.
     pub(crate) async fn run(mut self, stopping: CancellationToken) -> Result<(), StoreError> {
-        self.look_at_size();
+        self.look_at_size()?;
         self.write_and_note(&stopping).await
     }
 
@@ -169,6 +171,9 @@ impl Committer {
     async fn write_group(&mut self) -> Result<(), StoreError> {
         let mut group = Group::default();
         let gathering = Unfinished::new(&self.shared);
+        if planted::is(Bug::CommitsReordered) {
+            self.waiting.make_contiguous().reverse();
+        }
         while let Some(commit) = self.waiting.pop_front() {
             if let Err(commit) = group.add(commit, &self.shared.watermarks) {
                 self.waiting.push_front(*commit);
@@ -198,7 +203,7 @@ impl Committer {
                 "a producer's numbers have too many gaps: of the lowest it is no longer known whether they were done"
             );
         }
-        let Group { mut batch, blocks, outgoing, told, changes, .. } = group;
+        let Group { mut batch, blocks, outgoing, mut told, changes, .. } = group;
         let writing = Unfinished::new(&self.shared);
         gathering.finished();
         let mut records = Vec::with_capacity(told.len());
@@ -223,14 +228,20 @@ impl Committer {
         if batch.is_empty() && told.is_empty() {
             writing.finished();
             self.pace.pause();
-            self.look_at_size();
-            return Ok(());
+            return self.look_at_size();
         }
 
         let started = Instant::now();
+        if planted::is(Bug::AckBeforeSync) {
+            told.drain(..).for_each(|(_, on_persisted)| on_persisted(Persisted(())));
+        }
         // Without rows there is nothing to wait for: what was handed in before is durable.
         if !batch.is_empty() {
-            self.shared.backend.commit(batch).await?;
+            let synced = self.shared.backend.commit(batch).await;
+            if !planted::is(Bug::FailedSyncIgnored) {
+                synced?;
+            }
+            failpoint::reached(Point::Synced);
         }
         let synced = Instant::now();
 
@@ -255,7 +266,7 @@ impl Committer {
         }
         writing.finished();
         if synced.duration_since(self.looked_at_size) >= IDLE_INTERVAL {
-            self.look_at_size();
+            self.look_at_size()?;
         }
         Ok(())
     }
@@ -267,8 +278,10 @@ impl Committer {
         }
         let mut rows = self.shared.rows();
         for change in changes {
-            if let Change::PutState(change) = &change {
-                self.shared.states.persisted(change.key);
+            match &change {
+                Change::PutState(change) => self.shared.states.persisted(change.key),
+                Change::RemoveOutgoing(_) => failpoint::reached(Point::OutgoingRemoved),
+                _ => {}
             }
             if let Some(spilled) = rows.apply(change) {
                 self.garbage.add(spilled);
@@ -380,7 +393,7 @@ mod tests {
             let (ids, ..) = fixture.contents().await;
             assert!(ids as u64 <= 61 * PER_SECOND, "{ids} ids after {second} s");
             let half = &mut disk_bytes_max[second as usize / 240];
-            *half = fixture.store.shared.backend.disk_bytes().max(*half);
+            *half = fixture.store.shared.backend.disk_bytes().expect("a size").max(*half);
         }
         let [early, late] = disk_bytes_max;
         println!("disk {early} {late}");
@@ -535,7 +548,7 @@ mod tests {
         let mut fixture = fixture.reopened().await;
         let gauge = Arc::new(AtomicU64::new(0));
         fixture.committer.metrics.producers = metrics::Gauge::from_arc(Arc::clone(&gauge));
-        fixture.committer.look_at_size();
+        fixture.committer.look_at_size().expect("a size");
         assert_eq!(f64::from_bits(gauge.load(Ordering::Relaxed)), 10.0);
     }
 }

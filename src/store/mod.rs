@@ -18,6 +18,8 @@ mod change;
 mod collect;
 mod committed;
 mod committer;
+#[cfg(feature = "simulation")]
+mod decoded;
 #[cfg(any(test, feature = "testkit"))]
 mod described;
 mod directory;
@@ -55,6 +57,8 @@ mod writer;
 pub use self::backend::StoreError;
 pub(crate) use self::change::{Change, Commit, Records, StateChange};
 pub(crate) use self::committer::Committer;
+#[cfg(feature = "simulation")]
+pub(crate) use self::decoded::{Decoded, decode};
 pub use self::index::MEMORY_BYTES_PER_ID;
 pub use self::inspect::{InspectScope, Inspection, Known, inspect};
 pub use self::options::StoreOptions;
@@ -69,6 +73,8 @@ pub(crate) use self::rows::{
 pub use self::simulated::SimulatedDisk;
 #[cfg(feature = "testkit")]
 pub(crate) use self::simulated::{Fate, Op};
+#[cfg(feature = "simulation")]
+pub(crate) use self::simulated::{Rows, Script};
 use self::sled as engine;
 pub use self::tools::{
     Compacted, Damage, ExportError, Exported, ForgetError, ForgetRequest, Forgotten, ImportError,

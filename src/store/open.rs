@@ -20,7 +20,9 @@ use super::mirror::Mirror;
 use super::outgoing::Unconfirmed;
 use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Record};
 use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, engine};
+use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
+use crate::planted::{self, Bug};
 
 /// Rows read at a time while scanning.
 pub(super) const SCAN_ROWS: usize = 1024;
@@ -48,13 +50,18 @@ impl Store {
         let index = Index::new();
         let mark = HashKey::new(meta.hash_key).mark();
         let mut journal = opening.scan_blocks(&index, Journal::of(mark), progress).await?;
+        failpoint::reached(Point::Opening);
         let mut unconfirmed = Unconfirmed::default();
         let next_outgoing = opening.outgoing(&mut unconfirmed).await?;
+        failpoint::reached(Point::Opening);
         let states = opening.states().await?;
         let watermarks = opening.watermarks().await?;
+        failpoint::reached(Point::Opening);
         let ghosts = GhostSet::default();
         let oldest_ghosts = opening.ghosts(&ghosts, &mut journal).await?;
+        failpoint::reached(Point::Opening);
         let garbage = opening.spilled(&rows, &unconfirmed, (&index, &mut journal)).await?;
+        failpoint::reached(Point::Opening);
 
         let (full, _) = watch::channel(false);
         let shared = Arc::new(Shared {
@@ -118,12 +125,7 @@ impl Opening<'_> {
     async fn meta(&self) -> Result<Meta, StoreError> {
         let Some(value) = self.backend.get(record::META_KEY).await? else {
             if self.backend.scan(b"", None, 1).await?.is_empty() {
-                let mut hash_key = [0; 32];
-                getrandom::fill(&mut hash_key).map_err(|error| StoreError::Unusable {
-                    path: self.options.path.clone(),
-                    reason: format!("the system gives no random key: {error}"),
-                })?;
-                return Ok(Meta { format: FORMAT, hash_key, epoch: 1 });
+                return Ok(Meta { format: FORMAT, hash_key: self.random_key()?, epoch: 1 });
             }
             return Err(self.damaged("its own row is missing"));
         };
@@ -132,7 +134,21 @@ impl Opening<'_> {
             let path = self.options.path.clone();
             return Err(StoreError::Format { path, found: meta.format, known: FORMAT });
         }
-        Ok(Meta { epoch: meta.epoch + 1, ..meta })
+        let raised = if planted::is(Bug::EpochNotRaised) { 0 } else { 1 };
+        Ok(Meta { epoch: meta.epoch + raised, ..meta })
+    }
+
+    fn random_key(&self) -> Result<[u8; 32], StoreError> {
+        #[cfg(any(test, feature = "testkit"))]
+        if let Some(key) = self.options.simulated.as_ref().and_then(|disk| disk.given_hash_key()) {
+            return Ok(key);
+        }
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(|error| StoreError::Unusable {
+            path: self.options.path.clone(),
+            reason: format!("the system gives no random key: {error}"),
+        })?;
+        Ok(key)
     }
 
     /// Makes the new epoch and the queues' rows durable before anything else happens in it.
@@ -160,7 +176,9 @@ impl Opening<'_> {
             let classes = numbers.split_off(1);
             ids.extend(numbers.first().map(|own| QueueIds { own: *own, classes }));
         }
+        failpoint::reached(Point::Opening);
         self.backend.commit(batch).await?;
+        failpoint::reached(Point::Opening);
         Ok(ids)
     }
 
@@ -193,7 +211,8 @@ impl Opening<'_> {
                 let what = format!("block {}", location.sequence());
                 let block: Block = self.read(&what, &value)?;
                 records += block.records.len() as u64;
-                for record in &block.records {
+                let records_known = block.records.iter();
+                for record in records_known.filter(|_| !planted::is(Bug::IndexNotRebuilt)) {
                     if let Some(known) = index.insert(record.identity, location) {
                         self.resolve(index, record, block.committed_at_ms, (known, location))
                             .await?;

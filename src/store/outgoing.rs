@@ -16,6 +16,7 @@ use super::spill::Owner;
 use super::{Change, Store};
 use crate::identity::Identity;
 use crate::message::Message;
+use crate::planted::{self, Bug};
 
 pub(super) const OUTGOING_PREFIX: &[u8] = b"o";
 
@@ -108,7 +109,7 @@ impl Unconfirmed {
         }
         let block = self.blocks.get_mut(&sequence)?;
         block.left = block.left.saturating_sub(1);
-        if block.left > 0 {
+        if block.left > 0 && !planted::is(Bug::OutgoingRemovedUnsent) {
             return None;
         }
         self.blocks.remove(&sequence).map(|block| (sequence, block.spilled))
@@ -137,7 +138,8 @@ impl Store {
 
     /// What was committed before this process and is not known to be confirmed, in commit order; once.
     pub(crate) fn take_unsent(&self) -> Vec<OutgoingRow> {
-        std::mem::take(&mut self.shared.unconfirmed().unsent)
+        let unsent = std::mem::take(&mut self.shared.unconfirmed().unsent);
+        if planted::is(Bug::UnsentForgotten) { Vec::new() } else { unsent }
     }
 
     /// All that one commit of the message sends is confirmed: the rows to commit, if any can go now.

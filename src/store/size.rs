@@ -5,6 +5,7 @@
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::backend::StoreError;
 use super::committer::Committer;
 
 /// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
@@ -14,9 +15,14 @@ impl Committer {
     /// Stops intake before the files pass the limit, and lets it go on when there is room.
     ///
     /// sled's files do not shrink, they are filled again; so room is counted by what lives in them.
-    pub(super) fn look_at_size(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// If the size cannot be read: whoever cannot ask for the size of its files has lost its disk, and would write on
+    /// past the limit.
+    pub(super) fn look_at_size(&mut self) -> Result<(), StoreError> {
         self.looked_at_size = Instant::now();
-        let disk_bytes = self.shared.backend.disk_bytes();
+        let disk_bytes = self.shared.backend.disk_bytes()?;
         let limit = self.size_bytes_max;
         self.metrics.store_bytes.set(disk_bytes as f64);
         self.metrics.index_ids.set(self.shared.index.len() as f64);
@@ -42,5 +48,6 @@ impl Committer {
             }
             self.shared.full.send_replace(is_full);
         }
+        Ok(())
     }
 }

@@ -19,6 +19,7 @@ use super::directory::{self, LOCK_RETRY_DELAY, LOCK_TRIES};
 use super::record::FORMAT;
 use super::swap::{self, Settled};
 use super::writer::{Engine, Patience, Writer};
+use crate::failpoint::{self, Point};
 
 /// Size of sled's segments, four times its default.
 ///
@@ -49,6 +50,7 @@ impl SledBackend {
             .map_err(|error| unusable("making the directory", &error))?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
+        failpoint::reached(Point::Opening);
         match swap::settle(path) {
             Ok(Settled::Whole) => {}
             Ok(Settled::Unfinished) => {
@@ -58,12 +60,15 @@ impl SledBackend {
             Err(error) => return Err(unusable("finishing its replacement", &error)),
         }
         remove_unfinished_snapshots(path).map_err(|error| unusable("cleaning up", &error))?;
+        failpoint::reached(Point::Opening);
         let db = open_unlocked(path, cache_bytes)?;
+        failpoint::reached(Point::Opening);
         if directory::was_used(path) && db.is_empty() {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
+        failpoint::reached(Point::Opening);
         let marked = AtomicBool::new(directory::was_used(path));
         let log = Log { db: db.clone(), file: log, path: path.to_owned(), marked };
         let writer = Writer::start(Arc::new(log), Patience::OF_A_DISK)
@@ -153,8 +158,9 @@ impl Backend for SledBackend {
         .boxed()
     }
 
-    fn disk_bytes(&self) -> u64 {
-        self.db.size_on_disk().unwrap_or(0)
+    fn disk_bytes(&self) -> Result<u64, StoreError> {
+        let size = self.db.size_on_disk();
+        size.map_err(|error| self.failed(format!("reading the size of its files: {error}")))
     }
 }
 
@@ -252,6 +258,7 @@ impl Engine for Log {
             }
         }
         self.db.apply_batch(sled_batch).map_err(|error| format!("writing: {error}"))?;
+        failpoint::reached(Point::Applied);
         self.db.flush().map_err(|error| format!("flushing: {error}"))?;
         self.file.sync_data().map_err(|error| format!("fdatasync: {error}"))?;
         if !self.marked.swap(true, Ordering::Relaxed) {

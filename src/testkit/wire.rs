@@ -168,6 +168,10 @@ impl AckChannel for WireAcks {
         self.acks.ack(tag, multiple)
     }
 
+    fn closed(&self) -> BoxFuture<'static, BrokerError> {
+        self.acks.closed()
+    }
+
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.acks.close()
     }

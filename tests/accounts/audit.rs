@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use lapin::message::Delivery;
 use serde::Deserialize;
 
-use super::ledger::{Charge, Ledger};
+use super::support::ledger::{Charge, Ledger};
 use super::{ACCOUNTS, Transfer, account};
 
 /// What a worker says downstream of each change of an account.

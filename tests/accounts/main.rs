@@ -1,6 +1,6 @@
 //! Two hundred kill -9 at random moments of a worker that moves money: examples/accounts.rs on a real queue and store.
 //!
-//! Each transfer is state of two accounts, a step at a ledger that loses every third answer, and three outgoing
+//! Each transfer is state of two accounts, a step at a ledger that loses an answer to every third charge, and three outgoing
 //! messages over two hops. In the end every balance is right to the cent, each change is downstream once by its id,
 //! each fee was charged once under its key, and the order of each account is kept. Transfers are published while the
 //! workers live and die, with twins. `ONCEWARD_SEED=…` takes the printed seed again, `ONCEWARD_KILLS=…` another number.
@@ -19,12 +19,11 @@ use serde_json::json;
 use tokio::time::Instant;
 
 mod audit;
-mod ledger;
 #[path = "../support/mod.rs"]
 mod support;
 
 use audit::Audit;
-use ledger::Ledger;
+use support::ledger::Ledger;
 use support::process::WorkerDir;
 use support::rabbitmq::{Client, Vhost};
 
@@ -174,7 +173,7 @@ async fn two_hundred_kills_neither_make_nor_lose_a_cent() {
     }
     let channel = client.channel().await;
     channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
-    let ledger = Ledger::start().await;
+    let ledger = Ledger::start(Box::new(|_, _| ())).await;
     let directory = WorkerDir::new(&vhost.url(), "");
     let started = Instant::now();
     let mut at_work = 0;

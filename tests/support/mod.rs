@@ -1,4 +1,5 @@
-//! What the integration tests share: a RabbitMQ node, a vhost for each test, a proxy before it, a raw publisher.
+//! What the integration tests share: a RabbitMQ node, a vhost for each test, a proxy before it, a raw publisher, workers
+//! as processes, a payment ledger.
 
 #![allow(
     dead_code,
@@ -6,6 +7,7 @@
     reason = "each test file is a crate of its own and uses its part"
 )]
 
+pub mod ledger;
 pub mod process;
 pub mod proxy;
 pub mod rabbitmq;

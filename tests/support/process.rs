@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -99,6 +99,20 @@ impl WorkerProcess {
             assert!(Instant::now() < deadline, "it runs on after {limit:?}:\n{}", self.logged());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// As [`wait`](Self::wait), for tests in which more goes on meanwhile.
+    pub async fn ended(mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        while self.is_running() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.wait(Duration::ZERO)
+    }
+
+    /// What it says, if its command had that piped.
+    pub fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
     }
 
     /// Whether it still runs.

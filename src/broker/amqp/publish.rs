@@ -22,6 +22,7 @@ use super::own::{self, Declared};
 use super::progress::Progress;
 use super::url::AmqpOptions;
 use crate::broker::{BrokerError, PublishChannel, Published, same_outgoing};
+use crate::failpoint::{self, Point};
 use crate::message::Message;
 
 const NOT_FOUND: u16 = 404;
@@ -124,6 +125,9 @@ impl Channeled {
                     return self.refused(&error);
                 }
             }
+        }
+        if sent.iter().any(|sending| matches!(sending, Sending::Sent(_))) {
+            failpoint::reached(Point::Published);
         }
         let mut answers = Vec::with_capacity(batch.len());
         let mut returned = Vec::new();

@@ -5,6 +5,7 @@
 //! prefetch is the only bound on what lapin holds in memory.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, BoxStream, StreamExt as _};
@@ -16,6 +17,9 @@ use super::convert;
 use super::link::{Link, Place};
 use super::own::{self, Consume};
 use crate::broker::{AckChannel, BrokerError, Deliveries, Session, Subscription};
+
+/// How often is looked whether the channel is still there: lapin tells it to nobody but the stream of deliveries.
+const CLOSED_LOOK: Duration = Duration::from_secs(1);
 
 /// Consumes the subscription's queue on this connection.
 pub(super) async fn open(link: Link, subscription: &Subscription) -> Result<Session, BrokerError> {
@@ -90,6 +94,19 @@ impl AckChannel for Acks {
         .boxed()
     }
 
+    fn closed(&self) -> BoxFuture<'static, BrokerError> {
+        let (channel, ending) = (self.channel.clone(), Arc::clone(&self.ending));
+        async move {
+            while channel.status().connected() {
+                tokio::time::sleep(CLOSED_LOOK).await;
+            }
+            // The stream knows better why, if somebody looks at it.
+            tokio::time::sleep(CLOSED_LOOK).await;
+            ending.closed()
+        }
+        .boxed()
+    }
+
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.link.close(self.channel).boxed()
     }
@@ -125,6 +142,14 @@ impl Ending {
             None => self.place.lost_by(format!(
                 "the broker cancelled the consumer: queue {queue:?} was deleted or its node went down"
             )),
+        }
+    }
+
+    /// The channel is gone: perhaps the connection knows why.
+    fn closed(&self) -> BrokerError {
+        match self.said() {
+            Some(error) => self.place.lost_consuming(&self.queue, "consuming", &error),
+            None => self.place.lost_by("the broker closed the channel".to_owned()),
         }
     }
 

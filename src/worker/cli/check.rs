@@ -17,7 +17,7 @@ use crate::identity::Scope;
 use crate::store::MEMORY_BYTES_PER_ID;
 use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
 use crate::worker::config::units::{approximate_size, format_duration, format_size};
-use crate::worker::config::{Config, ConfigErrors, QueueConfig};
+use crate::worker::config::{Config, ConfigErrors, QueueConfig, protect};
 
 /// What one id costs: the index at worst, the journal as measured with 256 records of 56 bytes in a block, and of an
 /// expired one six bytes of its hash.
@@ -72,7 +72,8 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     } else {
         print(&report);
     }
-    if let Some(warning) = &report.warning {
+    let of_queues = report.queues.iter().flat_map(|queue| &queue.warnings);
+    for warning in of_queues.chain(&report.warning) {
         complain(&format_args!("warning: {warning}"));
     }
     ExitCode::SUCCESS
@@ -115,6 +116,10 @@ struct QueueReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     retention_by: Option<ClassesReport>,
     dead_letter: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limits: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_per_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -197,6 +202,8 @@ impl QueueReport {
                     .collect(),
             }),
             dead_letter: options.dead_letter.clone(),
+            limits: protect::rates(options),
+            warnings: protect::warnings(&queue.name, options),
             rate_per_s: found.map(|found| found.per_s),
             needs: found.map(|found| Needs {
                 ids: found.ids,
@@ -252,6 +259,9 @@ impl fmt::Display for QueueReport {
             writeln!(f, "               by {header}: {}", values.join(", "))?;
         }
         writeln!(f, "  dead letters {}", self.dead_letter)?;
+        if !self.limits.is_empty() {
+            writeln!(f, "  rate         {}", self.limits.join(", "))?;
+        }
         if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
             writeln!(f, "  {:<12} {needs}", format!("at {rate}/s"))?;
         }

@@ -9,6 +9,7 @@ mod error;
 pub mod estimate;
 mod identity;
 mod log;
+pub(crate) mod protect;
 mod queue;
 mod read;
 mod retention;

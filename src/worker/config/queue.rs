@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::read::Section;
 use super::tree::Node;
 use super::units::format_duration;
-use super::{deliver, identity, retention, values};
+use super::{deliver, identity, protect, retention, values};
 use crate::backoff::Retry;
 use crate::broker::{Declare, Owner};
 use crate::options::{OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions};
@@ -152,6 +152,7 @@ fn read_shared(section: &mut Section<'_>, base: QueueOptions) -> QueueOptions {
         let bytes = section.read(key, values::size(1, limit));
         set(bytes_max, bytes.map(|bytes| bytes as usize));
     }
+    protect::read(section, &mut options);
     options
 }
 

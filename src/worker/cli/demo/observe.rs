@@ -249,6 +249,10 @@ impl AckChannel for ObservedAcks {
         .boxed()
     }
 
+    fn closed(&self) -> BoxFuture<'static, BrokerError> {
+        self.inner.closed()
+    }
+
     fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
         self.inner.close()
     }

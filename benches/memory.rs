@@ -1,0 +1,193 @@
+//! How much memory does the worker take at its worst: floods of keys, large bodies, many headers, a hot key, a hundred
+//! thousand dead letters, a dead downstream?
+//!
+//! Prints for each case the resident memory before, at its peak and after, and how much of the peak the bounds explain.
+//! Each case runs in a process of its own, on a RabbitMQ whose URL is `AMQP_URL`, or in the process where it says so.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a bench fails")]
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use onceward::{
+    AmqpBroker, AmqpOptions, Body, Broker, Context, Declare, Handler, HeaderValue, MemoryBroker,
+    Message, Options, Properties, QueueOptions, Source, StoreOptions, Worker, reject,
+};
+use tokio::time::{Instant, sleep};
+
+const QUEUE: &str = "memory-bench";
+
+/// Name, messages (a tenth of them in a quick run), and what is in them.
+const CASES: &[(&str, u64, &str)] = &[
+    ("idle", 0, "a worker with nothing to do"),
+    ("keys", 1_000_000, "distinct keys, prefetch 65535, a handler of 1 ms"),
+    ("bodies", 40, "bodies of 16 MB (the largest that RabbitMQ 4 takes by default), prefetch 500"),
+    ("huge", 10, "bodies of 100 MB, prefetch 500"),
+    ("headers", 2_000, "9,000 headers each, prefetch 500, a slow handler"),
+    ("hot-key", 100_000, "one key, a handler of 10 ms, for 30 s"),
+    ("dead-letters", 100_000, "messages that are all rejected"),
+    ("dead-downstream", 100_000, "messages of which every attempt fails, for 60 s"),
+];
+
+#[derive(Clone)]
+struct Work {
+    case: String,
+    ended: Arc<AtomicU64>,
+}
+
+impl Handler<Body> for Work {
+    async fn handle(&self, _: &mut Context, Body(body): Body) -> onceward::Result {
+        let ms = match &*self.case {
+            "keys" => 1,
+            "hot-key" => 10,
+            "headers" | "bodies" | "huge" => 100,
+            _ => 0,
+        };
+        sleep(Duration::from_millis(ms)).await;
+        if self.case == "dead-downstream" {
+            return Err(std::io::Error::other("nobody answers").into());
+        }
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        if self.case == "dead-letters" {
+            return Err(reject(format!("{} bytes", body.len())));
+        }
+        Ok(())
+    }
+}
+
+fn message(case: &str, number: u64) -> Message {
+    let mut properties =
+        Properties { message_id: Some(number.to_string()), ..Properties::default() };
+    let key = if case == "hot-key" { 0 } else { number };
+    properties.headers.insert("key".to_owned(), HeaderValue::from(key.to_string()));
+    if case == "headers" {
+        for header in 0..9_000 {
+            properties.headers.insert(format!("h{header}"), HeaderValue::Bool(true));
+        }
+    }
+    let bytes = match case {
+        "bodies" => 16_000_000,
+        "huge" => 100_000_000,
+        _ => 256,
+    };
+    let body = vec![b'x'; bytes].into();
+    Message { routing_key: QUEUE.to_owned(), properties, body, ..Message::default() }
+}
+
+/// A line of `/proc/self/status` in MB.
+fn memory_mb(line: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let found = status.lines().find_map(|of| of.strip_prefix(line)).expect(line);
+    let kb: f64 = found.trim_matches([':', '\t', ' ', 'k', 'B']).parse().unwrap();
+    kb / 1e3
+}
+
+/// Puts the messages into the queue: by a process of its own, whose memory does not count.
+async fn publish(url: &str, case: &str, messages: u64) {
+    let broker = AmqpBroker::new(AmqpOptions::new(url).unwrap());
+    let mut channel = broker.publish_channel().await.unwrap();
+    channel.ensure_queue(QUEUE).await.unwrap();
+    let at_once = match case {
+        "bodies" | "huge" | "headers" => 1,
+        _ => 1_000,
+    };
+    let mut number = 0;
+    while number < messages {
+        let upto = (number + at_once).min(messages);
+        let batch: Vec<_> = (number..upto).map(|number| Arc::new(message(case, number))).collect();
+        channel.publish(&batch).await.unwrap();
+        number = upto;
+    }
+    channel.close().await;
+}
+
+async fn consume(url: &str, case: &str, messages: u64) {
+    let directory = tempfile::tempdir().unwrap();
+    let broker: Arc<dyn Broker> = if url == "memory:" {
+        Arc::new(MemoryBroker::new())
+    } else {
+        Arc::new(AmqpBroker::new(AmqpOptions::new(url).unwrap()))
+    };
+    let options = Options::with_broker(broker, StoreOptions::new(directory.path()));
+    let mut queue = QueueOptions::new(QUEUE);
+    queue.declare = Declare::Classic;
+    queue.body_bytes_max = 128 << 20;
+    queue.identity.key = vec![Source::Header("key".to_owned())];
+    if case == "keys" {
+        queue.prefetch = std::num::NonZeroU16::MAX;
+    }
+    let work = Work { case: case.to_owned(), ended: Arc::default() };
+    let before_mb = memory_mb("VmRSS");
+    let worker = Worker::new(options).queue_with(queue, work.clone());
+    let started = Instant::now();
+    let limit = Duration::from_secs(match case {
+        "idle" => 2,
+        "hot-key" => 30,
+        "dead-downstream" => 60,
+        _ => 900,
+    });
+    let ended = async {
+        while started.elapsed() < limit
+            && (messages == 0 || work.ended.load(Ordering::Relaxed) < messages)
+        {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    worker.run_until(ended).await.unwrap();
+    let ended = work.ended.load(Ordering::Relaxed);
+    let (peak_mb, after_mb, took_s) =
+        (memory_mb("VmHWM"), memory_mb("VmRSS"), started.elapsed().as_secs_f64());
+    println!("{case:<16} {ended:>9} {before_mb:>9.0} {peak_mb:>9.0} {after_mb:>9.0} {took_s:>8.1}");
+}
+
+fn main() {
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|of| !of.starts_with("--")).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    if let [role, url, case, messages] = &*arguments {
+        let messages = messages.parse().unwrap();
+        match &**role {
+            "publish" => runtime.block_on(publish(url, case, messages)),
+            _ => runtime.block_on(consume(url, case, messages)),
+        }
+        return;
+    }
+    let url = std::env::var("AMQP_URL").expect("AMQP_URL=$(scripts/rabbitmq start)");
+    let quick = std::env::var("ONCEWARD_QUICK").is_ok();
+    println!(
+        "{:<16} {:>9} {:>9} {:>9} {:>9} {:>8}",
+        "case", "ended", "before MB", "peak MB", "after MB", "s"
+    );
+    let own = |arguments: &[&str]| {
+        let program = std::env::current_exe().unwrap();
+        let status = Command::new(program).args(arguments).status().unwrap();
+        assert!(status.success(), "{arguments:?}: {status}");
+    };
+    for (case, messages, what) in CASES {
+        if !arguments.is_empty() && !arguments.iter().any(|wanted| wanted == case) {
+            continue;
+        }
+        println!("# {case}: {what}");
+        let messages = if quick { messages / 10 } else { *messages };
+        let count = messages.to_string();
+        if messages > 0 {
+            own(&["publish", &url, case, &count]);
+        }
+        own(&["consume", &url, case, &count]);
+        // What a case leaves behind is not for the next one.
+        runtime.block_on(purge(&url));
+    }
+}
+
+async fn purge(url: &str) {
+    use lapin::options::QueueDeleteOptions;
+    let connection = lapin::Connection::connect(url, lapin::ConnectionProperties::default());
+    let connection = connection.await.unwrap();
+    for queue in [QUEUE.to_owned(), format!("{QUEUE}.dead")] {
+        let channel = connection.create_channel().await.unwrap();
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+    connection.close(200, "OK".into()).await.unwrap();
+}

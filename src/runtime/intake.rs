@@ -1,0 +1,148 @@
+//! Whether more is taken in from the broker, and how much it may send ahead.
+//!
+//! Intake stops while the store is full, while more bytes are in flight than may be, and while a delivery is so old
+//! that the broker will soon take it back: each ends by itself, and what is in work goes on. Nothing that was taken in
+//! is given back here.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::prefetch::Prefetch;
+use super::queue::Queue;
+
+/// How often RabbitMQ looks for deliveries past its limit.
+const BROKER_TICK: Duration = Duration::from_secs(60);
+
+/// What a queue takes in.
+pub(crate) struct Intake {
+    queue: Arc<Queue>,
+    full: watch::Receiver<bool>,
+    prefetch: Prefetch,
+    oldest: Age,
+    /// Name in [`crate::Health`].
+    part: String,
+}
+
+impl Intake {
+    pub(crate) fn new(queue: Arc<Queue>) -> Self {
+        let options = &queue.options;
+        Self {
+            full: queue.store.full(),
+            prefetch: Prefetch::new(options.prefetch, options.in_flight_bytes_max),
+            oldest: Age::Young,
+            part: format!("queue {} deliveries", queue.name),
+            queue,
+        }
+    }
+
+    /// Most unacknowledged deliveries of the next connection.
+    pub(crate) fn prefetch(&self) -> NonZeroU16 {
+        self.prefetch.current()
+    }
+
+    pub(crate) fn store_is_full(&self) -> bool {
+        *self.full.borrow()
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.oldest == Age::Late || self.queue.in_flight.is_too_much() || self.store_is_full()
+    }
+
+    /// Waits until intake may have changed.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn changed(&mut self) {
+        tokio::select! {
+            _ = self.full.changed() => {}
+            () = self.queue.in_flight.fits_again() => {}
+        }
+    }
+
+    /// A message of so many bytes was taken in; whether the queue is to be consumed anew, with another prefetch.
+    pub(crate) fn took(&mut self, bytes: usize) -> bool {
+        if self.prefetch.took(bytes) {
+            let prefetch = self.prefetch().get();
+            info!(queue = &*self.queue.name, prefetch, "messages are small again");
+            return true;
+        }
+        if !self.queue.in_flight.is_too_much() {
+            return false;
+        }
+        let (messages, bytes) = (self.queue.claimed(), self.queue.in_flight.bytes());
+        let lowered = self.prefetch.lower(messages, bytes);
+        if lowered {
+            warn!(
+                queue = &*self.queue.name,
+                messages,
+                bytes,
+                max_in_flight_bytes = self.queue.options.in_flight_bytes_max,
+                prefetch = self.prefetch().get(),
+                "messages are so large that the prefetch must be smaller: consuming anew"
+            );
+        }
+        lowered
+    }
+
+    /// Looks at the oldest delivery of the connection.
+    pub(crate) fn look(&mut self, generation: u32, now: Instant) {
+        let queue = &self.queue;
+        let oldest = queue.oldest(generation);
+        let age = oldest.as_ref().map_or(Duration::ZERO, |oldest| now - oldest.received);
+        queue.metrics.oldest_unacked_seconds.set(age.as_secs_f64());
+        queue.metrics.in_flight_bytes.set(queue.in_flight.bytes() as f64);
+        let Some(limit) = queue.options.consumer_timeout else { return };
+        let before = std::mem::replace(&mut self.oldest, Age::of(age, limit));
+        if let Some(oldest) = oldest.filter(|_| self.oldest != Age::Young) {
+            let id = oldest.message.upgrade().and_then(|message| queue.id_of(&message));
+            let id = id.unwrap_or_else(|| "whose handler has finished".to_owned());
+            let (age_s, limit_s) = (age.as_secs(), limit.as_secs_f64());
+            queue.health.fault(
+                &self.part,
+                format!("message {id} is unacknowledged for {age_s} s, the broker takes it back after {limit_s} s"),
+            );
+            if before == Age::Young {
+                warn!(
+                    queue = &*queue.name,
+                    message_id = id,
+                    age_s,
+                    consumer_timeout_s = limit_s,
+                    "a message is unacknowledged for so long that the broker may take it back, with all others: give it \
+                     more time there, or its handler less"
+                );
+            }
+        } else if before != Age::Young {
+            queue.health.clear(&self.part);
+            info!(queue = &*queue.name, "the old message is settled or back at the broker");
+        }
+    }
+}
+
+/// How old a delivery is, by what the broker allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    Young,
+    /// Past half of it.
+    Old,
+    /// So near to it that what is taken in now would only be taken back.
+    Late,
+}
+
+impl Age {
+    fn of(age: Duration, limit: Duration) -> Self {
+        let tenth = limit / 10;
+        // A broker that has not acted by then has another limit, and intake would stop for nothing.
+        let late = limit - tenth..limit + tenth + BROKER_TICK;
+        if late.contains(&age) {
+            Self::Late
+        } else if age >= limit / 2 {
+            Self::Old
+        } else {
+            Self::Young
+        }
+    }
+}

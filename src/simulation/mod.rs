@@ -1,0 +1,24 @@
+//! The proof of the promise: histories of what happened at a worker's borders, and the one checker that judges them.
+//!
+//! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
+
+mod broker;
+pub mod checker;
+mod handler;
+mod hashes;
+pub mod history;
+mod log;
+pub mod model;
+mod names;
+mod part;
+mod run;
+mod scenario;
+mod stage;
+mod tally;
+mod world;
+
+pub use self::hashes::Hashes;
+pub use self::run::{Outcome, run};
+pub use self::tally::Tally;
+pub use crate::failpoint::Point;
+pub use crate::planted::{Bug, plant};
