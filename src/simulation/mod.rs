@@ -2,11 +2,23 @@
 //!
 //! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
 
+mod broker;
 pub mod checker;
+mod handler;
 pub mod history;
+mod log;
 pub mod model;
 mod names;
+mod part;
+mod run;
+mod scenario;
+mod stage;
+mod stored;
+mod tally;
+mod world;
 
-pub use self::names::Names;
+pub use self::run::{Outcome, run};
+pub use self::stored::StoredNames;
+pub use self::tally::Tally;
 pub use crate::failpoint::Point;
 pub use crate::planted::{Bug, plant};

@@ -18,6 +18,8 @@ mod change;
 mod collect;
 mod committed;
 mod committer;
+#[cfg(feature = "simulation")]
+mod decoded;
 #[cfg(any(test, feature = "testkit"))]
 mod described;
 mod directory;
@@ -67,8 +69,12 @@ pub(crate) use self::rows::{
 };
 #[cfg(any(test, feature = "testkit"))]
 pub use self::simulated::SimulatedDisk;
+#[cfg(feature = "simulation")]
+pub(crate) use self::decoded::{Decoded, decode};
 #[cfg(feature = "testkit")]
 pub(crate) use self::simulated::{Fate, Op};
+#[cfg(feature = "simulation")]
+pub(crate) use self::simulated::{Rows, Script};
 use self::sled as engine;
 pub use self::tools::{
     Compacted, Damage, ExportError, Exported, ForgetError, ForgetRequest, Forgotten, ImportError,

@@ -125,12 +125,7 @@ impl Opening<'_> {
     async fn meta(&self) -> Result<Meta, StoreError> {
         let Some(value) = self.backend.get(record::META_KEY).await? else {
             if self.backend.scan(b"", None, 1).await?.is_empty() {
-                let mut hash_key = [0; 32];
-                getrandom::fill(&mut hash_key).map_err(|error| StoreError::Unusable {
-                    path: self.options.path.clone(),
-                    reason: format!("the system gives no random key: {error}"),
-                })?;
-                return Ok(Meta { format: FORMAT, hash_key, epoch: 1 });
+                return Ok(Meta { format: FORMAT, hash_key: self.random_key()?, epoch: 1 });
             }
             return Err(self.damaged("its own row is missing"));
         };
@@ -141,6 +136,19 @@ impl Opening<'_> {
         }
         let raised = if planted::is(Bug::EpochNotRaised) { 0 } else { 1 };
         Ok(Meta { epoch: meta.epoch + raised, ..meta })
+    }
+
+    fn random_key(&self) -> Result<[u8; 32], StoreError> {
+        #[cfg(any(test, feature = "testkit"))]
+        if let Some(key) = self.options.simulated.as_ref().and_then(|disk| disk.given_hash_key()) {
+            return Ok(key);
+        }
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(|error| StoreError::Unusable {
+            path: self.options.path.clone(),
+            reason: format!("the system gives no random key: {error}"),
+        })?;
+        Ok(key)
     }
 
     /// Makes the new epoch and the queues' rows durable before anything else happens in it.

@@ -23,11 +23,14 @@ pub struct SimulatedDisk {
     state: Arc<Mutex<State>>,
 }
 
+/// All rows of a disk.
+pub(crate) type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
+
 #[derive(Default)]
 struct State {
-    durable: BTreeMap<Vec<u8>, Vec<u8>>,
+    durable: Rows,
     /// What reads see: the durable rows and those of a commit under way.
-    current: BTreeMap<Vec<u8>, Vec<u8>>,
+    current: Rows,
     /// Rises with every power cut; a handle of an earlier one is dead.
     life: u64,
     opened: bool,
@@ -36,6 +39,12 @@ struct State {
     syncs: u64,
     note: Option<Vec<u8>>,
     witness: Option<Witness>,
+    #[cfg(feature = "simulation")]
+    script: Option<Arc<dyn Script>>,
+    /// What a commit has applied and not synced.
+    under_way: Option<Vec<Op>>,
+    /// The random key that a new store gets.
+    hash_key: Option<[u8; 32]>,
 }
 
 impl fmt::Debug for State {
@@ -58,6 +67,25 @@ pub(crate) enum Fate {
     CutBefore,
     /// It is durable, and then the power is cut before anybody is told.
     CutAfter,
+    /// The sync fails; whether the commit is there in the next life is not said.
+    #[cfg(feature = "simulation")]
+    Failed {
+        /// It is there.
+        is_durable: bool,
+    },
+}
+
+/// Decides about each commit in the place of a witness, and learns what became of it.
+#[cfg(feature = "simulation")]
+pub(crate) trait Script: Send + Sync {
+    /// A batch is written over these rows; gives how long its sync takes. The disk is locked.
+    fn written(&self, rows: &Rows, ops: &[Op]) -> Duration;
+
+    /// Its sync is over.
+    fn fate(&self) -> Fate;
+
+    /// The fate has come to pass, and nobody else has been told.
+    fn ended(&self, fate: Fate);
 }
 
 impl SimulatedDisk {
@@ -80,9 +108,40 @@ impl SimulatedDisk {
     /// Cuts the power: what was not synced is gone, and what runs on this disk gets errors.
     pub fn cut(&self) {
         let mut state = self.lock();
+        state.under_way = None;
         state.current = state.durable.clone();
         state.life += 1;
         state.opened = false;
+    }
+
+    /// Cuts the power in the last moment of a sync: what is under way is there afterwards. Says whether there was any.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn cut_behind(&self) -> bool {
+        let under_way = {
+            let mut state = self.lock();
+            let under_way = state.under_way.take();
+            apply(&mut state.durable, under_way.as_deref().unwrap_or_default());
+            under_way
+        };
+        self.cut();
+        under_way.is_some()
+    }
+
+    /// Has every commit from now on decided by the script, or by none.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn set_script(&self, script: Option<Arc<dyn Script>>) {
+        self.lock().script = script;
+    }
+
+    /// Gives a new store on it this key, and not a random one.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn give_hash_key(&self, key: [u8; 32]) {
+        self.lock().hash_key = Some(key);
+    }
+
+    /// The key for a new store on it, if not a random one.
+    pub(crate) fn given_hash_key(&self) -> Option<[u8; 32]> {
+        self.lock().hash_key
     }
 
     /// Syncs that succeeded.
@@ -145,6 +204,70 @@ pub(crate) struct SimulatedBackend {
     life: u64,
 }
 
+/// Decides about a commit.
+type Decide = Box<dyn FnOnce(&[Op]) -> Fate + Send>;
+
+impl State {
+    fn delay(&self, ops: &[Op]) -> Duration {
+        #[cfg(feature = "simulation")]
+        if let Some(script) = &self.script {
+            return script.written(&self.current, ops);
+        }
+        let _ = ops;
+        self.sync_delay
+    }
+
+    fn decide(&self) -> Decide {
+        #[cfg(feature = "simulation")]
+        if let Some(script) = self.script.clone() {
+            return Box::new(move |_| script.fate());
+        }
+        match self.witness.clone() {
+            Some(witness) => Box::new(move |ops| witness(ops)),
+            None => Box::new(|_| Fate::Durable),
+        }
+    }
+}
+
+impl SimulatedDisk {
+    /// Does to the commit what was decided; gives whether nobody is to be told.
+    fn meet(&self, life: u64, fate: Fate, ops: &[Op]) -> Result<bool, StoreError> {
+        let mut state = self.lock();
+        if state.life != life {
+            return Err(failed("the power was cut"));
+        }
+        state.under_way = None;
+        let (is_durable, mut is_cut, mut has_failed) = match fate {
+            Fate::Durable => (!state.failing, false, state.failing),
+            Fate::CutBefore => (false, true, false),
+            Fate::CutAfter => (!state.failing, true, state.failing),
+            #[cfg(feature = "simulation")]
+            Fate::Failed { is_durable } => (is_durable, false, true),
+        };
+        if is_durable {
+            apply(&mut state.durable, ops);
+        }
+        state.syncs += u64::from(is_durable && !has_failed);
+        #[cfg(feature = "simulation")]
+        let script = state.script.clone();
+        drop(state);
+        is_cut &= !has_failed;
+        if is_cut {
+            self.cut();
+        }
+        #[cfg(feature = "simulation")]
+        if let Some(script) = script {
+            script.ended(fate);
+            // Whoever was told may have cut the power.
+            has_failed |= !is_cut && self.lock().life != life;
+        }
+        if has_failed {
+            return Err(failed("fdatasync: Input/output error"));
+        }
+        Ok(is_cut)
+    }
+}
+
 impl SimulatedBackend {
     fn live(&self) -> Result<MutexGuard<'_, State>, StoreError> {
         let state = self.disk.lock();
@@ -193,30 +316,19 @@ impl Backend for SimulatedBackend {
             let ops = batch.into_ops();
             let delay = {
                 let mut state = self.live()?;
+                let delay = state.delay(&ops);
                 apply(&mut state.current, &ops);
-                state.sync_delay
+                state.under_way = Some(ops.clone());
+                delay
             };
             failpoint::reached(Point::Applied);
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let witness = self.live()?.witness.clone();
-            // Without the lock: it may look at the disk.
-            let fate = witness.map_or(Fate::Durable, |witness| witness(&ops));
-            if fate == Fate::CutBefore {
-                self.disk.cut();
-                return std::future::pending().await;
-            }
-            {
-                let mut state = self.live()?;
-                if state.failing {
-                    return Err(failed("fdatasync: Input/output error"));
-                }
-                apply(&mut state.durable, &ops);
-                state.syncs += 1;
-            }
-            if fate == Fate::CutAfter {
-                self.disk.cut();
+            // Without the lock: who decides may look at the disk.
+            let decide = self.live()?.decide();
+            let fate = decide(&ops);
+            if self.disk.meet(self.life, fate, &ops)? {
                 return std::future::pending().await;
             }
             Ok(())
@@ -238,7 +350,7 @@ impl Backend for SimulatedBackend {
     }
 }
 
-fn apply(rows: &mut BTreeMap<Vec<u8>, Vec<u8>>, ops: &[Op]) {
+fn apply(rows: &mut Rows, ops: &[Op]) {
     for (key, value) in ops {
         match value {
             Some(value) => rows.insert(key.clone(), value.clone()),

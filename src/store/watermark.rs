@@ -162,6 +162,12 @@ impl Marks {
         (unsure_below <= low).then_some(Self { low, unsure_below, runs: decoded })
     }
 
+    /// The number behind the last one that is done.
+    #[cfg(feature = "simulation")]
+    pub(super) fn end(&self) -> u64 {
+        self.runs.last().map_or(self.low, |(_, last)| last.saturating_add(1))
+    }
+
     /// Length of the sealed row.
     pub(super) fn row_bytes(&self) -> usize {
         const SEAL_BYTES: usize = 5;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use onceward::simulation::checker::{Commits, QueueRules, Rules, Sees, check};
-use onceward::simulation::{Names, history};
+use onceward::simulation::{StoredNames, history};
 use onceward::{StoreOptions, export, verify};
 use serde_json::Value;
 
@@ -185,7 +185,7 @@ pub(crate) async fn store(path: &Path, queue: &str, ends: &Ends) -> (Vec<Kept>, 
     }
     let text = String::from_utf8_lossy(&exported);
     let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let names = lines.next().and_then(|header| Names::new(header["hash_key"].as_str()?));
+    let names = lines.next().and_then(|header| StoredNames::new(header["hash_key"].as_str()?));
     let Some(names) = names else { return (Vec::new(), wrong) };
     let mut orders: HashMap<String, (u64, &End)> = HashMap::new();
     for (number, (order, end)) in ends {

@@ -14,10 +14,9 @@ pub(super) struct Tag {
 
 /// A channel on which a queue is consumed.
 #[derive(Debug)]
-pub(super) struct Channel<'h> {
+pub(super) struct Channel {
     pub(super) number: u64,
     pub(super) life: u32,
-    pub(super) queue: &'h str,
     pub(super) prefetch: u16,
     /// In order of tags.
     pub(super) unacked: Vec<Tag>,
@@ -25,7 +24,7 @@ pub(super) struct Channel<'h> {
     pub(super) closed: Option<usize>,
 }
 
-impl Channel<'_> {
+impl Channel {
     /// Takes out what an ack covers: nothing if the named tag is not outstanding.
     pub(super) fn ack(&mut self, tag: u64, multiple: bool) -> Vec<Tag> {
         let Ok(place) = self.unacked.binary_search_by_key(&tag, |unacked| unacked.tag) else {

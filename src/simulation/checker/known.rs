@@ -1,8 +1,9 @@
 //! Questions to the world: what is on record of a message, what has been sent of it, and how it is named to people.
 
 use super::super::history::Ended;
+use super::commits::Record;
 use super::rules::Rules;
-use super::world::{KeyId, Life, MessageId, NameId, Record, RecordId, World};
+use super::world::{KeyId, Life, MessageId, NameId, RecordId, World};
 
 impl<'h> World<'h> {
     pub(super) fn rules(&self) -> &'h Rules {
@@ -65,13 +66,50 @@ impl<'h> World<'h> {
             }
             Ended::Dead(_) if sees.published => {
                 let mut letters = self.outbox.letters_of(message);
+                // That of an earlier death, whose record has expired, is none of this one.
+                let died = self.commits[record.commit].at;
+                let has_id = self.messages[message].has_id;
+                let is_later = |at: Option<usize>| at.is_some_and(|at| at > died || !has_id);
                 let is_there = letters.any(|letter| {
-                    letter.arrived.is_some() && (!sees.confirms || letter.confirmed.is_some())
+                    is_later(letter.arrived) && (!sees.confirms || is_later(letter.confirmed))
                 });
                 (!is_there).then(|| "its dead letter is not confirmed".to_owned())
             }
             Ended::Dead(_) => None,
         }
+    }
+
+    /// When a message that may be acked became so.
+    pub(super) fn finished(&self, message: MessageId, since: usize) -> Option<usize> {
+        if self.unfinished(message, since).is_some() {
+            return None;
+        }
+        let records = self.records_since(message, since);
+        let synced =
+            records.filter_map(|(_, record)| self.commits[record.commit].synced_at).min()?;
+        let outs = self.outbox.outs_of(self.messages[message].name_id);
+        let outs = outs.filter(|out| !out.is_lost).filter_map(|out| out.confirmed);
+        let letters = self.outbox.letters_of(message).filter_map(|letter| letter.confirmed);
+        Some(outs.chain(letters).fold(synced, usize::max))
+    }
+
+    /// The time of an entry.
+    pub(super) fn at_ms(&self, entry: usize) -> u64 {
+        self.history.entries.get(entry).map_or(0, |entry| entry.at_ms)
+    }
+
+    pub(super) fn name_id(&self, name: &str) -> Option<NameId> {
+        self.name_ids.get(name).copied()
+    }
+
+    pub(super) fn message_id(&self, name: &str, fingerprint: u64) -> Option<MessageId> {
+        let mut messages = self.names[self.name_id(name)?].messages.iter().copied();
+        messages.find(|message| self.messages[*message].fingerprint == fingerprint)
+    }
+
+    pub(super) fn has_durable_epoch(&self, epoch: u64) -> bool {
+        let mut commits = self.commits.iter().rev().map(|(_, commit)| commit);
+        commits.any(|commit| commit.written.epoch == Some(epoch) && commit.synced_at.is_some())
     }
 
     /// Whether several bodies were seen under its name: they are judged when the name is free.

@@ -6,15 +6,22 @@
 
 use std::fmt;
 
+mod attempts;
 mod channels;
+mod collect;
+mod commits;
 mod known;
+mod letters;
+mod lives;
 mod once;
 mod order;
 mod outbox;
+mod outgoing;
 mod rules;
 mod runs;
 mod settle;
 mod state;
+mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -125,13 +132,19 @@ impl fmt::Display for Violation {
 /// Judges a history; empty if all holds that these rules let it see.
 #[must_use]
 pub fn check(history: &History, rules: &Rules) -> Vec<Violation> {
-    let mut world = World::new(rules);
-    let mut judges: [&mut dyn Judge; 6] = [
-        &mut settle::Settle::default(),
+    let mut world = World::new(history, rules);
+    let mut judges: [&mut dyn Judge; 12] = [
+        &mut settle::Settle,
         &mut once::Once,
         &mut runs::Runs::default(),
         &mut order::Order::default(),
         &mut state::States::default(),
+        &mut outgoing::Outgoing::default(),
+        &mut letters::Letters,
+        &mut attempts::Attempts::default(),
+        &mut steps::Steps::default(),
+        &mut collect::Collect,
+        &mut lives::Lives::default(),
         &mut once::AtRest::default(),
     ];
     let mut violations = Vec::new();

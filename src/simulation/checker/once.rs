@@ -150,7 +150,10 @@ impl AtRest {
                 report.broken(Predicate::P3, format!("{text} has not ended"));
             }
         }
-        for (_, channel) in world.channels.iter().filter(|(_, channel)| channel.closed.is_none()) {
+        for (_, channel) in world.channels.iter() {
+            if channel.closed.is_some() || !sees.channels {
+                continue;
+            }
             let is_over = world.known_life(channel.life).is_some_and(|life| life.ended.is_some());
             if let (Some(tag), false) = (channel.unacked.first(), is_over) {
                 let (count, text) = (channel.unacked.len(), world.tag_text(channel.number, tag));

@@ -25,11 +25,10 @@ pub(super) struct Out<'h> {
 /// A dead letter, by its id.
 pub(super) struct DeadLetter<'h> {
     pub(super) id: &'h str,
-    pub(super) of: MessageId,
     pub(super) letter: &'h Letter,
-    pub(super) body: u64,
-    /// When a queue first took it.
+    /// When a queue last took it.
     pub(super) arrived: Option<usize>,
+    /// When the worker was last told so.
     pub(super) confirmed: Option<usize>,
 }
 
@@ -63,7 +62,10 @@ impl<'h> Outbox<'h> {
     }
 
     /// Dead letters of a message.
-    pub(super) fn letters_of(&self, message: MessageId) -> impl Iterator<Item = &DeadLetter<'h>> {
+    pub(super) fn letters_of(
+        &self,
+        message: MessageId,
+    ) -> impl DoubleEndedIterator<Item = &DeadLetter<'h>> {
         let letters = (message < self.by_message.len()).then(|| &self.by_message[message]);
         letters.into_iter().flatten().map(|letter| &self.letters[*letter])
     }
@@ -104,18 +106,18 @@ impl<'h> Outbox<'h> {
             }
             Some(Sent::Letter(letter)) => {
                 let letter = &mut self.letters[letter];
-                letter.arrived = letter.arrived.or(arrived);
+                letter.arrived = arrived.or(letter.arrived);
             }
             None => {}
         }
     }
 
     /// Learns of a dead letter, before it is published.
-    pub(super) fn letter(&mut self, id: &'h str, body: u64, of: MessageId, letter: &'h Letter) {
+    pub(super) fn letter(&mut self, id: &'h str, of: MessageId, letter: &'h Letter) {
         if self.by_id.contains_key(id) {
             return;
         }
-        let letter = DeadLetter { id, of, letter, body, arrived: None, confirmed: None };
+        let letter = DeadLetter { id, letter, arrived: None, confirmed: None };
         let letter = self.letters.push(letter);
         self.by_id.insert(id, Sent::Letter(letter));
         self.by_message.row_or_default(of).push(letter);
@@ -129,11 +131,12 @@ impl<'h> Outbox<'h> {
     }
 
     pub(super) fn confirm(&mut self, at: usize, id: &str) {
-        let confirmed = match self.sent(id) {
-            Some(Sent::Out(out) | Sent::Instead(out)) => &mut self.outs[out].confirmed,
-            Some(Sent::Letter(letter)) => &mut self.letters[letter].confirmed,
-            None => return,
-        };
-        confirmed.get_or_insert(at);
+        match self.sent(id) {
+            Some(Sent::Out(out) | Sent::Instead(out)) => {
+                self.outs[out].confirmed.get_or_insert(at);
+            }
+            Some(Sent::Letter(letter)) => self.letters[letter].confirmed = Some(at),
+            None => {}
+        }
     }
 }

@@ -4,7 +4,6 @@ use super::super::history::Event;
 use super::world::{Now, World};
 use super::{Judge, Predicate, Report};
 
-#[derive(Default)]
 pub(super) struct Settle;
 
 impl Judge for Settle {

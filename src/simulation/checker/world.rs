@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 
-use super::super::history::{Ended, Entry, Event, Letter, Seen, Written};
+use super::super::history::{Entry, Event, History, Letter, Seen};
 use super::channels::{Channel, Tag};
+use super::commits::{Commit, Record};
 use super::outbox::Outbox;
 use super::rules::{QueueRules, Rules};
 use super::table::Table;
@@ -48,7 +49,7 @@ pub(super) struct Name {
     pub(super) messages: Vec<MessageId>,
     pub(super) records: Vec<RecordId>,
     /// When a handler last began for it.
-    last_run: Option<usize>,
+    pub(super) last_run: Option<usize>,
 }
 
 /// One body under one name.
@@ -60,33 +61,6 @@ pub(super) struct Message<'h> {
     pub(super) rules: Option<&'h QueueRules>,
     pub(super) has_id: bool,
     pub(super) delivered: Option<usize>,
-}
-
-/// A record that a commit made.
-pub(super) struct Record<'h> {
-    pub(super) name: NameId,
-    /// `None` of a message that a watermark passed: whatever its body is.
-    pub(super) message: Option<MessageId>,
-    pub(super) ended: &'h Ended,
-    pub(super) attempts: u32,
-    pub(super) is_conflict: bool,
-    /// Written once more because it was still needed when its block expired.
-    pub(super) is_carried: bool,
-    pub(super) commit: CommitId,
-    pub(super) collected_by: Option<CommitId>,
-}
-
-/// What was given to the disk.
-pub(super) struct Commit<'h> {
-    pub(super) life: u32,
-    pub(super) number: u64,
-    pub(super) at: usize,
-    pub(super) clock_ms: u64,
-    pub(super) written: &'h Written,
-    pub(super) records: std::ops::Range<RecordId>,
-    collected: Vec<RecordId>,
-    pub(super) synced_at: Option<usize>,
-    pub(super) is_lost: bool,
 }
 
 /// A worker's process.
@@ -102,25 +76,27 @@ pub(super) struct Life {
 
 pub(super) struct World<'h> {
     pub(super) rules: &'h Rules,
-    name_ids: HashMap<&'h str, NameId>,
+    pub(super) history: &'h History,
+    pub(super) name_ids: HashMap<&'h str, NameId>,
     key_ids: HashMap<&'h str, KeyId>,
     pub(super) keys: Table<&'h str>,
     pub(super) names: Table<Name>,
     pub(super) messages: Table<Message<'h>>,
     channel_ids: HashMap<u64, ChannelId>,
-    pub(super) channels: Table<Channel<'h>>,
+    pub(super) channels: Table<Channel>,
     pub(super) records: Table<Record<'h>>,
     pub(super) commits: Table<Commit<'h>>,
     /// Commits that are neither durable nor lost.
-    pending: Vec<CommitId>,
+    pub(super) pending: Vec<CommitId>,
     pub(super) lives: Table<Life>,
     pub(super) outbox: Outbox<'h>,
 }
 
 impl<'h> World<'h> {
-    pub(super) fn new(rules: &'h Rules) -> Self {
+    pub(super) fn new(history: &'h History, rules: &'h Rules) -> Self {
         Self {
             rules,
+            history,
             name_ids: HashMap::new(),
             key_ids: HashMap::new(),
             keys: Table::default(),
@@ -158,11 +134,10 @@ impl<'h> World<'h> {
                 self.messages[message].key = self.key(seen);
                 now.message = Some(message);
             }
-            Event::Consuming { life, queue, channel, prefetch } => {
+            Event::Consuming { life, channel, prefetch, .. } => {
                 let row = Channel {
                     number: *channel,
                     life: *life,
-                    queue,
                     prefetch: *prefetch,
                     unacked: Vec::new(),
                     tag_max: 0,
@@ -204,7 +179,7 @@ impl<'h> World<'h> {
             Event::Synced { number } => now.synced = self.synced(at, *number),
             Event::Published { id, body, to, letter, .. } => {
                 if let Some(letter) = letter {
-                    self.letter(id, *body, letter);
+                    self.letter(id, letter);
                 }
                 self.outbox.publish(at, id, *body, !to.is_empty());
             }
@@ -227,7 +202,7 @@ impl<'h> World<'h> {
         now
     }
 
-    fn name(&mut self, name: &'h str) -> NameId {
+    pub(super) fn name(&mut self, name: &'h str) -> NameId {
         let names = &mut self.names;
         *self.name_ids.entry(name).or_insert_with(|| names.push(Name::default()))
     }
@@ -248,7 +223,7 @@ impl<'h> World<'h> {
         Some(*self.key_ids.entry(key).or_insert_with(|| keys.push(key)))
     }
 
-    fn message(&mut self, name: &'h str, fingerprint: u64) -> MessageId {
+    pub(super) fn message(&mut self, name: &'h str, fingerprint: u64) -> MessageId {
         let name_id = self.name(name);
         let mut known = self.names[name_id].messages.iter();
         if let Some(id) = known.find(|id| self.messages[**id].fingerprint == fingerprint) {
@@ -272,138 +247,12 @@ impl<'h> World<'h> {
         self.channel_ids.get(&number).copied()
     }
 
-    fn letter(&mut self, id: &'h str, body: u64, letter: &'h Letter) {
+    fn letter(&mut self, id: &'h str, letter: &'h Letter) {
         if &*letter.reason == UNROUTABLE {
             return self.outbox.instead(id, &letter.name);
         }
         let of = self.message(&letter.name, letter.fingerprint);
-        self.outbox.letter(id, body, of, letter);
-    }
-
-    fn commit(
-        &mut self,
-        at: usize,
-        life: u32,
-        number: u64,
-        clock_ms: u64,
-        written: &'h Written,
-    ) -> CommitId {
-        let id = self.commits.len();
-        let mut collected = Vec::new();
-        for name in &written.collected {
-            let name = self.name(name);
-            let counts = self.names[name].records.iter().find(|record| self.is_kept(**record));
-            if let Some(record) = counts.copied() {
-                self.records[record].collected_by = Some(id);
-                collected.push(record);
-            }
-        }
-        let first = self.records.len();
-        for recorded in &written.records {
-            let message = self.message(&recorded.name, recorded.fingerprint);
-            let mut record = Record {
-                name: self.messages[message].name_id,
-                message: Some(message),
-                ended: &recorded.ended,
-                attempts: recorded.attempts,
-                is_conflict: recorded.is_conflict,
-                is_carried: false,
-                commit: id,
-                collected_by: None,
-            };
-            record.is_carried = self.is_carried(&record, clock_ms);
-            self.record(record);
-        }
-        for name in &written.passed {
-            let name = self.name(name);
-            self.record(Record {
-                name,
-                message: None,
-                ended: &Ended::Done,
-                attempts: 1,
-                is_conflict: false,
-                is_carried: false,
-                commit: id,
-                collected_by: None,
-            });
-        }
-        for (sender, ids) in &written.outgoing {
-            let sender = self.name(sender);
-            ids.iter().for_each(|out| self.outbox.commit(id, sender, out));
-        }
-        self.pending.push(id);
-        self.commits.push(Commit {
-            life,
-            number,
-            at,
-            clock_ms,
-            written,
-            records: first..self.records.len(),
-            collected,
-            synced_at: None,
-            is_lost: false,
-        })
-    }
-
-    fn record(&mut self, record: Record<'h>) {
-        let name = record.name;
-        let id = self.records.push(record);
-        self.names[name].records.push(id);
-    }
-
-    /// Whether this is a record that is there already and old enough to be written once more instead of collected.
-    fn is_carried(&self, record: &Record<'_>, clock_ms: u64) -> bool {
-        let name = &self.names[record.name];
-        let mut kept = name.records.iter().filter(|id| self.is_kept(**id));
-        kept.any(|id| {
-            let older = &self.records[*id];
-            let commit = &self.commits[older.commit];
-            let rules = record.message.and_then(|message| self.messages[message].rules);
-            let retention_ms = rules.map_or(0, |rules| rules.retention_ms);
-            older.message == record.message
-                && older.is_conflict == record.is_conflict
-                && older.ended == record.ended
-                && older.attempts == record.attempts
-                && name.last_run.is_none_or(|run| run < commit.at)
-                && clock_ms >= commit.clock_ms.saturating_add(retention_ms)
-        })
-    }
-
-    fn synced(&mut self, at: usize, number: u64) -> Vec<CommitId> {
-        let named = self.pending.iter().find(|id| self.commits[**id].number == number);
-        let Some(life) = named.map(|id| self.commits[*id].life) else {
-            return Vec::new();
-        };
-        let commits = &self.commits;
-        let is_synced = |id: &CommitId| {
-            let commit = &commits[*id];
-            commit.life == life && commit.number <= number
-        };
-        let (synced, pending) = self.pending.drain(..).partition(is_synced);
-        self.pending = pending;
-        for id in &synced {
-            self.commits[*id].synced_at = Some(at);
-        }
-        synced
-    }
-
-    fn lose_others(&mut self, life: u32) -> Vec<CommitId> {
-        let commits = &self.commits;
-        let is_lost = |id: &CommitId| commits[*id].life != life;
-        let (lost, pending): (Vec<CommitId>, _) = self.pending.drain(..).partition(is_lost);
-        self.pending = pending;
-        for id in &lost {
-            self.commits[*id].is_lost = true;
-            for record in std::mem::take(&mut self.commits[*id].collected) {
-                self.records[record].collected_by = None;
-            }
-            for (sender, _) in &self.commits[*id].written.outgoing {
-                if let Some(sender) = self.name_ids.get(&**sender) {
-                    self.outbox.lose(*sender, *id);
-                }
-            }
-        }
-        lost
+        self.outbox.letter(id, of, letter);
     }
 
     /// The life of this number.

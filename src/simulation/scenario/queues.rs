@@ -1,0 +1,111 @@
+//! The queues of a run: one to three, each with options of its own, messages going from one to the next.
+
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use super::super::broker::Kind;
+use crate::backoff::Retry;
+use crate::identity::{IdentityRules, OnMissingId, Scope, Source};
+use crate::options::{OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions};
+
+/// A consumed queue, and how its handler is.
+#[derive(Clone, Debug)]
+pub(in super::super) struct QueuePlan {
+    pub(in super::super) options: QueueOptions,
+    pub(in super::super) kind: Kind,
+    pub(in super::super) is_batch: bool,
+    pub(in super::super) has_state: bool,
+    pub(in super::super) replies: bool,
+    pub(in super::super) is_numbered: bool,
+    /// Where its handler sends to.
+    pub(in super::super) targets: Vec<String>,
+}
+
+/// A queue that is there, and one that is not before all faults have stopped.
+pub(in super::super) const SINKS: [&str; 2] = ["out", "later"];
+
+/// Where replies go.
+pub(in super::super) const REPLIES: &str = "replies";
+
+/// Longest body that a handler gets.
+pub(super) const BODY_BYTES_MAX: usize = 400;
+
+pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
+    let names = &["a", "b", "c"][..rng.usize(1..=3)];
+    let scope = match rng.u8(0..10) {
+        0..6 => Scope::Queue,
+        6..8 => Scope::Global,
+        _ => Scope::Header("tenant".to_owned()),
+    };
+    // Ids that several queues share are kept for one time.
+    let retention = if rng.u8(0..5) < 2 { rng.u64(15..60) } else { 24 * 60 * 60 };
+    let hops = rng.bool();
+    let mut plans = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let is_first = at == 0;
+        let is_numbered = is_first && scope == Scope::Queue && rng.u8(0..6) == 0;
+        let is_batch = rng.u8(0..4) == 0;
+        let replies = !is_batch && !is_numbered && rng.u8(0..5) == 0;
+        let mut options = options(rng, name, Duration::from_secs(retention));
+        options.identity = identity(rng, scope.clone(), is_numbered);
+        options.on_duplicate = if replies { OnDuplicate::Replay } else { OnDuplicate::Ack };
+        let mut targets = vec![SINKS[0].to_owned()];
+        // The next hop takes what has no tenant for what has no id.
+        if hops && !matches!(scope, Scope::Header(_)) {
+            targets.extend(names.get(at + 1).map(|next| (*next).to_owned()));
+        }
+        if rng.u8(0..6) == 0 {
+            targets.push(SINKS[1].to_owned());
+        }
+        let kind = if rng.bool() { Kind::Classic } else { Kind::SingleActive };
+        let has_state = rng.u8(0..4) > 0;
+        plans.push(QueuePlan {
+            options,
+            kind,
+            is_batch,
+            has_state,
+            replies,
+            is_numbered,
+            targets,
+        });
+    }
+    plans
+}
+
+fn options(rng: &mut fastrand::Rng, name: &str, retention: Duration) -> QueueOptions {
+    let mut options = QueueOptions::new(name);
+    let pick = |rng: &mut fastrand::Rng, of: &[u16]| of[rng.usize(..of.len())];
+    options.prefetch = NonZeroU16::new(pick(rng, &[1, 2, 5, 20, 200])).unwrap_or(NonZeroU16::MIN);
+    let concurrency = usize::from(pick(rng, &[1, 2, 8, 64]));
+    options.concurrency = NonZeroUsize::new(concurrency).unwrap_or(NonZeroUsize::MIN);
+    options.timeout = Duration::from_secs(2);
+    options.retention = retention;
+    options.retry = Retry {
+        max_attempts: NonZeroU32::new(rng.u32(1..=4)).unwrap_or(NonZeroU32::MIN),
+        initial: Duration::from_millis(100),
+        max: Duration::from_secs(1),
+        factor: 2.0,
+        jitter: rng.bool(),
+    };
+    options.on_conflict =
+        if rng.u8(0..10) < 7 { OnConflict::DeadLetter } else { OnConflict::Skip };
+    options.on_expired = if rng.bool() { OnExpired::Process } else { OnExpired::DeadLetter };
+    options.on_unroutable = if rng.bool() { OnUnroutable::Hold } else { OnUnroutable::DeadLetter };
+    options.body_bytes_max = BODY_BYTES_MAX;
+    options.batch = NonZeroUsize::new(rng.usize(2..20)).unwrap_or(NonZeroUsize::MIN);
+    options
+}
+
+fn identity(rng: &mut fastrand::Rng, scope: Scope, is_numbered: bool) -> IdentityRules {
+    let header = |name: &str| Source::Header(name.to_owned());
+    let id = if is_numbered {
+        let (producer, sequence) = (header("producer").into(), header("number").into());
+        vec![Source::Sequence { producer, sequence }]
+    } else {
+        vec![Source::MessageId]
+    };
+    let key = if rng.u8(0..5) == 0 { Vec::new() } else { vec![header("key")] };
+    let on_missing_id =
+        if rng.u8(0..4) == 0 { OnMissingId::Fingerprint } else { OnMissingId::DeadLetter };
+    IdentityRules { id, key, scope, on_missing_id }
+}
