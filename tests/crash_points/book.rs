@@ -40,7 +40,6 @@ pub(crate) struct Death {
 /// A run of a handler.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    pub(crate) life: u32,
     pub(crate) number: u64,
     pub(crate) attempt: u32,
     /// Whether its change was downstream before this life began.
@@ -170,7 +169,7 @@ impl Book {
                     pages.wrong.push(format!("{number} begins to run in the drain of life {life}"));
                 }
                 let overlaps = pages.running.insert(order.key, number).is_some();
-                pages.runs.push(Run { life, number, attempt, is_late, overlaps });
+                pages.runs.push(Run { number, attempt, is_late, overlaps });
                 self.write(&mut pages, Event::Run { life, seen, attempt, batch: None });
             }
             Report::End { attempt, ended, .. } => {
