@@ -5,7 +5,6 @@
 mod broker;
 pub mod checker;
 mod handler;
-mod hashes;
 pub mod history;
 mod log;
 pub mod model;
@@ -14,11 +13,12 @@ mod part;
 mod run;
 mod scenario;
 mod stage;
+mod stored;
 mod tally;
 mod world;
 
-pub use self::hashes::Hashes;
 pub use self::run::{Outcome, run};
+pub use self::stored::StoredNames;
 pub use self::tally::Tally;
 pub use crate::failpoint::Point;
 pub use crate::planted::{Bug, plant};

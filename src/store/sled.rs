@@ -262,6 +262,7 @@ impl Engine for Log {
         self.db.flush().map_err(|error| format!("flushing: {error}"))?;
         self.file.sync_data().map_err(|error| format!("fdatasync: {error}"))?;
         if !self.marked.swap(true, Ordering::Relaxed) {
+            failpoint::reached(Point::Opening);
             let marking = |error| format!("marking the store: {error}");
             directory::write_note(&self.path, &[]).map_err(marking)?;
         }

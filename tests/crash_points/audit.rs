@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use onceward::simulation::checker::{Commits, QueueRules, Rules, Sees, check};
-use onceward::simulation::{Hashes, history};
+use onceward::simulation::{StoredNames, history};
 use onceward::{StoreOptions, export, verify};
 use serde_json::Value;
 
 use crate::book::{Book, Pages};
 use crate::traffic::{End, Kind, Order};
+
+/// How long it may take until a worker has learned of a signal, and the book of what the worker says.
+const TOLD_MS: u64 = 400;
 
 /// How orders end, by number.
 pub(crate) type Ends = BTreeMap<u64, (Order, End)>;
@@ -46,7 +49,8 @@ pub(crate) fn checked(history: &history::History, queue: &str, attempts_max: u32
         published: true,
         ..Sees::NOTHING
     };
-    let rules = Rules { queues: vec![rules], sees, ..Rules::default() };
+    let told_ms = TOLD_MS;
+    let rules = Rules { queues: vec![rules], sees, told_ms, ..Rules::default() };
     check(history, &rules).iter().map(ToString::to_string).collect()
 }
 
@@ -143,7 +147,7 @@ fn deaths(pages: &Pages, ends: &Ends, attempts_max: u32, wrong: &mut Vec<String>
     }
 }
 
-/// No key runs twice at a time, nothing runs after its end, attempts never fall and are not too many.
+/// Nothing runs after its end, attempts never fall and are not too many.
 fn runs(pages: &Pages, ends: &Ends, attempts_max: u32, wrong: &mut Vec<String>) {
     let mut attempts: HashMap<u64, u32> = HashMap::new();
     for run in &pages.runs {
@@ -151,7 +155,7 @@ fn runs(pages: &Pages, ends: &Ends, attempts_max: u32, wrong: &mut Vec<String>) 
             wrong.push(format!("{run:?} of what was never published"));
             continue;
         };
-        if run.is_late || run.overlaps {
+        if run.is_late {
             wrong.push(format!("{run:?} of {order:?}"));
         }
         let before = attempts.insert(run.number, run.attempt);
@@ -185,7 +189,7 @@ pub(crate) async fn store(path: &Path, queue: &str, ends: &Ends) -> (Vec<Kept>, 
     }
     let text = String::from_utf8_lossy(&exported);
     let mut lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let names = lines.next().and_then(|header| Hashes::new(header["hash_key"].as_str()?));
+    let names = lines.next().and_then(|header| StoredNames::new(header["hash_key"].as_str()?));
     let Some(names) = names else { return (Vec::new(), wrong) };
     let mut orders: HashMap<String, (u64, &End)> = HashMap::new();
     for (number, (order, end)) in ends {

@@ -67,7 +67,7 @@ impl Life {
 
     /// Asks it to drain.
     pub(crate) fn drain(&self, bench: &Bench) {
-        bench.book.draining(self.number);
+        bench.book.event(Event::Drain { life: self.number });
         self.process.signal("TERM");
     }
 
@@ -168,7 +168,7 @@ impl Bench {
     /// Waits until it is dead by SIGKILL.
     pub(crate) async fn dead(&self, life: Life) -> Result<(), String> {
         let (number, status) = self.end(life, self.limit).await;
-        self.book.end_life(Event::Crashed { life: number });
+        self.book.event(Event::Crashed { life: number });
         if status.signal() == Some(SIGKILL) {
             return Ok(());
         }
@@ -181,7 +181,7 @@ impl Bench {
         let (number, status) = self.end(life, DRAIN_MAX).await;
         let error = (!status.success()).then(|| format!("life {number}: {status}"));
         let told = error.as_deref().map(Into::into);
-        self.book.end_life(Event::Exited { life: number, error: told });
+        self.book.event(Event::Exited { life: number, error: told });
         error.map_or(Ok(()), |error| Err(format!("{error}:\n{}", self.tail())))
     }
 

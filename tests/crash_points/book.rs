@@ -1,9 +1,8 @@
 //! What is seen from outside, in one order: a history for the checker, and what has arrived downstream.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use lapin::message::Delivery;
 use lapin::types::AMQPValue;
@@ -12,9 +11,6 @@ use tokio::time::Instant;
 
 use crate::traffic::{CLASS_HEADER, Change, KEY_HEADER, Order};
 use crate::worker::{self, Report};
-
-/// How long it may take until a worker has learned of a signal, and the book of what the worker says.
-const TOLD: Duration = Duration::from_millis(400);
 
 /// A message that has arrived in the downstream queue.
 #[derive(Clone, Debug)]
@@ -40,13 +36,10 @@ pub(crate) struct Death {
 /// A run of a handler.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
-    pub(crate) life: u32,
     pub(crate) number: u64,
     pub(crate) attempt: u32,
     /// Whether its change was downstream before this life began.
     pub(crate) is_late: bool,
-    /// Whether another run of its key had not ended.
-    pub(crate) overlaps: bool,
 }
 
 #[derive(Default)]
@@ -67,10 +60,6 @@ pub(crate) struct Pages {
     pub(crate) ended: HashSet<u64>,
     /// Of those, what was so when the current life began.
     ended_before: HashSet<u64>,
-    /// Which life was asked to drain, and when.
-    drain: Option<(u32, Instant)>,
-    /// What runs: order by key.
-    running: BTreeMap<String, u64>,
 }
 
 /// Clones are the same book.
@@ -118,13 +107,6 @@ impl Book {
         *pages = Pages { life, copies, ..Pages::default() };
     }
 
-    /// This life is about to be asked to drain.
-    pub(crate) fn draining(&self, life: u32) {
-        let mut pages = self.pages();
-        pages.drain = Some((life, Instant::now()));
-        self.write(&mut pages, Event::Drain { life });
-    }
-
     pub(crate) fn event(&self, event: Event) {
         self.write(&mut self.pages(), event);
     }
@@ -146,13 +128,6 @@ impl Book {
         pages.life
     }
 
-    /// A life is over, with all that it had to say.
-    pub(crate) fn end_life(&self, event: Event) {
-        let mut pages = self.pages();
-        pages.running.clear();
-        self.write(&mut pages, event);
-    }
-
     /// A line of a worker; others than reports are of the test's harness.
     pub(crate) fn reported(&self, life: u32, line: &str) {
         let Ok(report) = serde_json::from_str::<Report>(line) else { return };
@@ -165,18 +140,10 @@ impl Book {
         match report {
             Report::Run { attempt, .. } => {
                 let is_late = !order.is_tick() && pages.ended_before.contains(&number);
-                let drains = pages.drain.filter(|(draining, _)| *draining == life);
-                if drains.is_some_and(|(_, since)| since.elapsed() > TOLD) {
-                    pages.wrong.push(format!("{number} begins to run in the drain of life {life}"));
-                }
-                let overlaps = pages.running.insert(order.key, number).is_some();
-                pages.runs.push(Run { life, number, attempt, is_late, overlaps });
+                pages.runs.push(Run { number, attempt, is_late });
                 self.write(&mut pages, Event::Run { life, seen, attempt, batch: None });
             }
             Report::End { attempt, ended, .. } => {
-                if pages.running.remove(&order.key) != Some(number) {
-                    pages.wrong.push(format!("a run of {number} ended that had not begun"));
-                }
                 let ended = match ended {
                     worker::Ended::Ok => RunEnd::Ok,
                     worker::Ended::Failed => RunEnd::Failed,

@@ -118,7 +118,6 @@ fn a_planted_bug_is_found_by_its_crash_point() {
         (Bug::EffectsInCommitOfTheirOwn, Point::Synced),
         (Bug::StateNotRemembered, Point::LookedUp),
         (Bug::IndexNotRebuilt, Point::OutgoingRemoved),
-        (Bug::RunInDrain, Point::Draining),
     ];
     let strikes = planted.map(|(bug, point)| {
         let (hit, queue) = (10, QueueKind::Classic);

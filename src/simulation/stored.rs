@@ -7,9 +7,9 @@ use crate::message::Message;
 
 /// The identities of one store, by its secret key, as an export writes them.
 #[derive(Clone, Debug)]
-pub struct Hashes(HashKey);
+pub struct StoredNames(HashKey);
 
-impl Hashes {
+impl StoredNames {
     /// Of the `hash_key` of an export's header; `None` if it is none.
     #[must_use]
     pub fn new(hash_key: &str) -> Option<Self> {
