@@ -54,7 +54,9 @@ fn main() -> ExitCode {
 fn bug_of(name: &str) -> Result<Bug, String> {
     let names = Bug::ALL.map(|bug| format!("{bug:?}"));
     let found = Bug::ALL.into_iter().zip(&names).find(|(_, known)| *known == name);
-    found.map(|(bug, _)| bug).ok_or_else(|| format!("no bug {name:?}; there is {}", names.join(", ")))
+    found
+        .map(|(bug, _)| bug)
+        .ok_or_else(|| format!("no bug {name:?}; there is {}", names.join(", ")))
 }
 
 fn one(seed: u64, bug: Option<Bug>, shows_history: bool) -> bool {
