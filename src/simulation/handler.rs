@@ -10,10 +10,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::history::{Event, RunEnd, Seen};
+use super::log::Log;
 use super::model::{State as Chain, Touch};
 use super::names::Names;
 use super::part::{Casting, Failure, Part};
-use super::log::Log;
 use crate::batch::{Batch, BatchHandler};
 use crate::context::Context;
 use crate::effects::State;
@@ -85,8 +85,10 @@ impl<'a> Run<'a> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         let is_late = tokio::time::Instant::now().into_std() >= self.deadline;
-        let dropped = if is_late || std::thread::panicking() { RunEnd::Failed } else { RunEnd::Dropped };
-        let (life, attempt, ended) = (self.player.life, self.attempt, self.ended.unwrap_or(dropped));
+        let dropped =
+            if is_late || std::thread::panicking() { RunEnd::Failed } else { RunEnd::Dropped };
+        let (life, attempt, ended) =
+            (self.player.life, self.attempt, self.ended.unwrap_or(dropped));
         let end = Event::End { life, seen: self.seen.clone(), attempt, ended };
         self.player.log.put_of(life, end);
     }
@@ -184,13 +186,17 @@ impl Handler<Body, Option<Reply>> for Player {
             played = match self.touched(before, &run.seen) {
                 None => Ok(()),
                 Some(None) => cx.clear_state().map_err(HandleError::from),
-                Some(Some(chain)) => cx.set_state(&Kept::of(chain, part.is_large)).map_err(HandleError::from),
+                Some(Some(chain)) => {
+                    cx.set_state(&Kept::of(chain, part.is_large)).map_err(HandleError::from)
+                }
             };
         }
         let ended = end_of(&played);
         run.ends(ended);
         played?;
-        Ok(self.replies.then(|| Reply { content_type: None, body: body.0.slice(..body.0.len().min(20)) }))
+        Ok(self
+            .replies
+            .then(|| Reply { content_type: None, body: body.0.slice(..body.0.len().min(20)) }))
     }
 }
 

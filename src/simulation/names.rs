@@ -140,7 +140,13 @@ impl Names {
                     };
                     let (name, is_conflict) = known.of_record(record.identity, fingerprint);
                     let attempts = record.attempts;
-                    written.records.push(Recorded { name, fingerprint, ended, attempts, is_conflict });
+                    written.records.push(Recorded {
+                        name,
+                        fingerprint,
+                        ended,
+                        attempts,
+                        is_conflict,
+                    });
                 }
                 Decoded::Number(producer, number) => {
                     let name = known.producers.get(&producer).and_then(|of| of.get(&number));

@@ -269,7 +269,11 @@ impl Stage {
     /// How much virtual time has passed on the wall, of which only the store knows.
     pub(super) fn jump(&self, by_ms: i64) {
         let by = std::time::Duration::from_millis(by_ms.unsigned_abs());
-        if by_ms < 0 { self.clock.set_back(by) } else { self.clock.advance(by) }
+        if by_ms < 0 {
+            self.clock.set_back(by)
+        } else {
+            self.clock.advance(by)
+        }
         self.tally(|tally| tally.clock_jumps += u64::from(duration_ms(by) > 0));
     }
 }

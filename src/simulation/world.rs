@@ -125,7 +125,9 @@ impl World {
                 let left = self.stage.network.left();
                 let left: Vec<_> = left
                     .iter()
-                    .map(|(queue, ready, unacked)| format!("{queue}: {ready} ready, {unacked} unacked"))
+                    .map(|(queue, ready, unacked)| {
+                        format!("{queue}: {ready} ready, {unacked} unacked")
+                    })
                     .collect();
                 self.wrong(format!("it does not come to rest: {}", left.join("; ")));
                 return false;
@@ -149,7 +151,9 @@ impl World {
                 self.start_again().await;
             }
             Action::Contender => self.contend().await,
-            Action::Lose { consuming, publishing, loss } => network.lose(consuming, publishing, loss),
+            Action::Lose { consuming, publishing, loss } => {
+                network.lose(consuming, publishing, loss)
+            }
             Action::Unreachable { for_ms } => network.be_unreachable(for_ms),
             Action::Unroutable { queue, for_ms } => network.block(&queue.into(), for_ms),
             Action::Refuse { messages } => network.refuse_next(messages),

@@ -54,7 +54,10 @@ struct Reader<'a> {
     ops: &'a [Op],
 }
 
-#[expect(clippy::expect_used, reason = "for tests: a row that cannot be read is what they look for")]
+#[expect(
+    clippy::expect_used,
+    reason = "for tests: a row that cannot be read is what they look for"
+)]
 fn read<T: serde::de::DeserializeOwned>(value: &[u8]) -> T {
     record::unseal(value).expect("the store writes rows that it can read")
 }
@@ -112,7 +115,8 @@ impl Reader<'_> {
         let Some(value) = self.rows.get(key) else { return Vec::new() };
         let removed: Block = read(value);
         let is_kept = |identity: Identity| {
-            let stays = |at: &[u8]| !self.ops.iter().any(|(key, value)| key == at && value.is_none());
+            let stays =
+                |at: &[u8]| !self.ops.iter().any(|(key, value)| key == at && value.is_none());
             let has = |block: &Block| block.records.iter().any(|r| r.identity == identity);
             let written = self.ops.iter().filter(|(key, _)| key.starts_with(record::BLOCK_PREFIX));
             let mut written = written.filter_map(|(_, value)| value.as_deref());
@@ -144,7 +148,10 @@ impl Reader<'_> {
 
     fn outgoing(&self, identity: Identity, stored: &Stored) -> Decoded {
         let bytes = self.whole(stored);
-        #[expect(clippy::expect_used, reason = "for tests: what cannot be read is what they look for")]
+        #[expect(
+            clippy::expect_used,
+            reason = "for tests: what cannot be read is what they look for"
+        )]
         let messages = postcard::from_bytes(&bytes).expect("outgoing messages can be read");
         Decoded::Outgoing(identity, messages)
     }
@@ -158,7 +165,8 @@ impl Reader<'_> {
         let piece = |number| {
             let key = spill::piece_key(spilled.id, number);
             let written = self.ops.iter().find(|(written, _)| *written == key);
-            let value = written.and_then(|(_, value)| value.as_ref()).or_else(|| self.rows.get(&key));
+            let value =
+                written.and_then(|(_, value)| value.as_ref()).or_else(|| self.rows.get(&key));
             #[expect(clippy::expect_used, reason = "for tests: a piece that is missing is a fault")]
             let value = value.expect("pieces are written before the row that refers to them");
             read::<PieceRow>(value).bytes
@@ -171,9 +179,8 @@ impl Reader<'_> {
         let before = self.rows.get(key).map(|value| marks(value)).unwrap_or_default();
         let after = marks(value);
         let producer = record::identity_of_key(WATERMARK_PREFIX, key);
-        let is_new = |number: &u64| {
-            before.look(*number) == Mark::New && after.look(*number) == Mark::Done
-        };
+        let is_new =
+            |number: &u64| before.look(*number) == Mark::New && after.look(*number) == Mark::Done;
         let new = (0..after.end()).filter(is_new);
         producer.map_or_else(Vec::new, |of| new.map(|n| Decoded::Number(of, n)).collect())
     }

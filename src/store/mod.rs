@@ -56,6 +56,8 @@ mod watermark;
 pub use self::backend::StoreError;
 pub(crate) use self::change::{Change, Commit, Records, StateChange};
 pub(crate) use self::committer::Committer;
+#[cfg(feature = "simulation")]
+pub(crate) use self::decoded::{Decoded, decode};
 pub use self::index::MEMORY_BYTES_PER_ID;
 pub use self::inspect::{InspectScope, Inspection, Known, inspect};
 pub use self::options::StoreOptions;
@@ -68,8 +70,6 @@ pub(crate) use self::rows::{
 };
 #[cfg(any(test, feature = "testkit"))]
 pub use self::simulated::SimulatedDisk;
-#[cfg(feature = "simulation")]
-pub(crate) use self::decoded::{Decoded, decode};
 #[cfg(feature = "testkit")]
 pub(crate) use self::simulated::{Fate, Op};
 #[cfg(feature = "simulation")]

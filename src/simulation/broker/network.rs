@@ -52,9 +52,17 @@ pub(in super::super) struct Network {
 pub(super) enum Frame {
     /// A delivery reaches the worker.
     Arrives(u64, Box<Delivery>),
-    Ack { channel: u64, tag: u64, multiple: bool },
+    Ack {
+        channel: u64,
+        tag: u64,
+        multiple: bool,
+    },
     /// The worker closes a channel; asked in a drain, or with the connection.
-    Close { channel: u64, asked: bool, done: Arc<Notify> },
+    Close {
+        channel: u64,
+        asked: bool,
+        done: Arc<Notify>,
+    },
     /// The broker may send to the channel.
     Deliver(u64),
     /// The broker finds out that the connection of a channel is gone.
@@ -280,7 +288,8 @@ impl Network {
             Frame::Take(id) => inner.is_published_by(*id, life),
             _ => false,
         };
-        let due: Vec<_> = inner.frames.iter().filter(|(_, frame)| is_written(inner, frame)).collect();
+        let due: Vec<_> =
+            inner.frames.iter().filter(|(_, frame)| is_written(inner, frame)).collect();
         let due: Vec<_> = due.into_iter().map(|(key, _)| *key).collect();
         for key in due {
             if let Some(frame) = inner.frames.remove(&key) {

@@ -2,8 +2,8 @@
 
 use super::super::broker::{Loss, Weather};
 use super::super::stage::{DiskWeather, Strike};
-use super::queues::{QueuePlan, REPLIES, SINKS};
 use super::Action;
+use super::queues::{QueuePlan, REPLIES, SINKS};
 use crate::failpoint::Point;
 use crate::store::Fate;
 

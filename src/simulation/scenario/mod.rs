@@ -24,13 +24,28 @@ pub(super) enum Action {
     Drain,
     /// A second worker is started on the same store.
     Contender,
-    Lose { consuming: bool, publishing: bool, loss: Loss },
-    Unreachable { for_ms: u64 },
-    Unroutable { queue: String, for_ms: u64 },
-    Refuse { messages: u32 },
-    Alarm { for_ms: u64 },
+    Lose {
+        consuming: bool,
+        publishing: bool,
+        loss: Loss,
+    },
+    Unreachable {
+        for_ms: u64,
+    },
+    Unroutable {
+        queue: String,
+        for_ms: u64,
+    },
+    Refuse {
+        messages: u32,
+    },
+    Alarm {
+        for_ms: u64,
+    },
     /// The wall clock jumps.
-    Jump { by_ms: i64 },
+    Jump {
+        by_ms: i64,
+    },
 }
 
 /// A run, before it is run.

@@ -59,15 +59,7 @@ pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
         }
         let kind = if rng.bool() { Kind::Classic } else { Kind::SingleActive };
         let has_state = rng.u8(0..4) > 0;
-        plans.push(QueuePlan {
-            options,
-            kind,
-            is_batch,
-            has_state,
-            replies,
-            is_numbered,
-            targets,
-        });
+        plans.push(QueuePlan { options, kind, is_batch, has_state, replies, is_numbered, targets });
     }
     plans
 }
@@ -87,8 +79,7 @@ fn options(rng: &mut fastrand::Rng, name: &str, retention: Duration) -> QueueOpt
         factor: 2.0,
         jitter: rng.bool(),
     };
-    options.on_conflict =
-        if rng.u8(0..10) < 7 { OnConflict::DeadLetter } else { OnConflict::Skip };
+    options.on_conflict = if rng.u8(0..10) < 7 { OnConflict::DeadLetter } else { OnConflict::Skip };
     options.on_expired = if rng.bool() { OnExpired::Process } else { OnExpired::DeadLetter };
     options.on_unroutable = if rng.bool() { OnUnroutable::Hold } else { OnUnroutable::DeadLetter };
     options.body_bytes_max = BODY_BYTES_MAX;
