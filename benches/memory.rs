@@ -25,6 +25,7 @@ const CASES: &[(&str, u64, &str)] = &[
     ("keys", 1_000_000, "distinct keys, prefetch 65535, a handler of 1 ms"),
     ("bodies", 40, "bodies of 16 MB (the largest that RabbitMQ 4 takes by default), prefetch 500"),
     ("huge", 10, "bodies of 100 MB, prefetch 500"),
+    ("large-dead", 60, "bodies of 16 MB of which every attempt fails, for 60 s"),
     ("headers", 2_000, "9,000 headers each, prefetch 500, a slow handler"),
     ("hot-key", 100_000, "one key, a handler of 10 ms, for 30 s"),
     ("dead-letters", 100_000, "messages that are all rejected"),
@@ -46,7 +47,7 @@ impl Handler<Body> for Work {
             _ => 0,
         };
         sleep(Duration::from_millis(ms)).await;
-        if self.case == "dead-downstream" {
+        if ["dead-downstream", "large-dead"].contains(&&*self.case) {
             return Err(std::io::Error::other("nobody answers").into());
         }
         self.ended.fetch_add(1, Ordering::Relaxed);
@@ -68,7 +69,7 @@ fn message(case: &str, number: u64) -> Message {
         }
     }
     let bytes = match case {
-        "bodies" => 16_000_000,
+        "bodies" | "large-dead" => 16_000_000,
         "huge" => 100_000_000,
         _ => 256,
     };
@@ -90,7 +91,7 @@ async fn publish(url: &str, case: &str, messages: u64) {
     let mut channel = broker.publish_channel().await.unwrap();
     channel.ensure_queue(QUEUE).await.unwrap();
     let at_once = match case {
-        "bodies" | "huge" | "headers" => 1,
+        "bodies" | "large-dead" | "huge" | "headers" => 1,
         _ => 1_000,
     };
     let mut number = 0;
@@ -127,7 +128,7 @@ async fn consume(url: &str, case: &str, messages: u64) {
     let limit = Duration::from_secs(match case {
         "idle" => 2,
         "hot-key" => 30,
-        "dead-downstream" => 60,
+        "dead-downstream" | "large-dead" => 60,
         _ => 900,
     });
     let ended = async {
