@@ -135,8 +135,8 @@ pub struct QueueOptions {
     pub consumer_timeout: Option<Duration>,
     /// Most bytes of messages in work; default 256 MiB. With more nothing is taken in, one message always is.
     ///
-    /// The client buffers what the broker has sent ahead: when it may be more than that, the queue is consumed with a
-    /// smaller prefetch.
+    /// The client buffers what the broker has sent ahead, which can be as much again: when it may be more, the queue is
+    /// consumed with a smaller prefetch.
     pub in_flight_bytes_max: usize,
 }
 

@@ -218,7 +218,7 @@ impl Gate {
         if let Some(since) = state.breaker.open_since() {
             let open_s = now.saturating_duration_since(since).as_secs();
             let error = &state.last_error;
-            self.health.fault(&self.part, format!("open since {open_s} s, last error: {error}"));
+            self.health.fault(&self.part, format!("open for {open_s} s, last error: {error}"));
         }
     }
 }
