@@ -665,6 +665,7 @@ async fn headers_nested_by_the_thousand_are_dead_and_the_worker_survives() {
             message_id: Some(format!("deep {number}").into_bytes()),
             headers: Some([others, headers].concat()),
             body: b"body".to_vec(),
+            ..RawMessage::default()
         }
     });
     let nested: Vec<_> = nested.collect();
@@ -701,6 +702,7 @@ async fn a_message_that_cannot_be_parsed_blocks_its_queue_alone_until_it_is_quar
         message_id: Some(b"\xff\xfeid".to_vec()),
         headers: Some(raw_amqp::header(b"x-custom", b"kept")),
         body: b"not to be lost".to_vec(),
+        ..RawMessage::default()
     };
     raw_amqp::publish(&stage.vhost.url(), "in", &[bad]);
     let after = (0..10).map(|number| format!("after {number}"));

@@ -231,8 +231,15 @@ async fn whatever_blocks_a_running_worker_is_taken_out_and_the_worker_goes_on() 
                     panic!("{kind}, {what}: never {text:?}: {}", &logged[before..])
                 });
             };
-            logs("cannot be parsed and blocks it").await;
-            let taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
+            // A quorum queue may give the healthy one first while it takes the other back from a lost connection.
+            let mut taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
+            for _ in 0..20 {
+                if taken.status.success() {
+                    break;
+                }
+                sleep(Duration::from_millis(500)).await;
+                taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
+            }
             assert!(taken.status.success(), "{kind}, {what}: {taken:?}");
             logs(&format!("{kind} {what}: healthy")).await;
         }

@@ -45,7 +45,7 @@ pub fn nested_tables(name: &[u8], levels: u32) -> Vec<u8> {
     entry
 }
 
-/// Publishes to a queue through the default exchange, or as a message says, and returns when the broker has taken it all.
+/// Publishes to a queue through the default exchange, or as a message says; returns when the broker has taken it all.
 ///
 /// The url is `amqp://user:password@host:port/vhost`, without anything percent-encoded but `%2f`.
 pub fn publish(url: &str, queue: &str, messages: &[RawMessage]) {
