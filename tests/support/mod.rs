@@ -1,5 +1,5 @@
-//! What the integration tests share: a RabbitMQ node, a vhost for each test, a proxy before it, a raw publisher, workers
-//! as processes, a payment ledger.
+//! What the integration tests share: a RabbitMQ node, a vhost for each test, a proxy before it, a raw publisher,
+//! workers as processes, a payment ledger.
 
 #![allow(
     dead_code,
