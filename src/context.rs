@@ -55,8 +55,8 @@ impl Context {
 
     /// Which attempt this is, counted from 1; survives restarts.
     ///
-    /// A run cut short by a crash counts too, from the second delivery on. One that failed while the queue's breaker was
-    /// open does not: the next has the same number.
+    /// A run cut short by a crash counts too, from the second delivery on. One that failed while the queue's breaker
+    /// was open does not: the next has the same number.
     #[must_use]
     pub const fn attempt(&self) -> u32 {
         self.attempt

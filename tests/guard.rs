@@ -525,6 +525,56 @@ async fn a_tenant_over_its_rate_holds_back_no_other_and_takes_no_permit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_message_that_waits_for_its_tenant_s_token_keeps_nobody_from_probing() {
+    let mut world = World::new();
+    world.options.identity.scope = Scope::Header("tenant".to_owned());
+    world.options.tenant_rate =
+        Some(RateLimit { per: 3600 * SECOND, ..rate(1, 1).expect("a rate") });
+    world.downstream.set_dead(true);
+    for number in 0..50 {
+        world.publish_for("loud", &format!("m{number}"), &format!("loud{number}"), "");
+    }
+    for tenant in 0..20 {
+        world.publish_for(&format!("t{tenant}"), "m", &format!("t{tenant}"), "");
+    }
+    let worker = world.start();
+    sleep(Duration::from_secs(300)).await;
+    assert!(worker.fault("breaker").is_some());
+    world.downstream.set_dead(false);
+    for tenant in 100..110 {
+        world.publish_for(&format!("t{tenant}"), "m", &format!("t{tenant}"), "");
+    }
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(worker.fault("breaker"), None);
+    assert!(world.downstream.worked().len() >= 10);
+    worker.drain().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_without_end_are_no_overflow() {
+    let mut world = World::new();
+    world.options.identity.scope = Scope::Header("tenant".to_owned());
+    world.options.rate = Some(RateLimit { per: Duration::MAX, ..rate(1, 1_000).expect("a rate") });
+    world.options.tenant_rate = world.options.rate;
+    world.options.consumer_timeout = Some(Duration::MAX);
+    world.options.in_flight_bytes_max = usize::MAX;
+    world.options.retry.max_attempts = NonZeroU32::MIN;
+    world.options.breaker = Some(BreakerOptions {
+        failures: NonZeroU32::MIN,
+        probe: Duration::MAX,
+        max: Duration::MAX,
+    });
+    world.publish_for("t", "a", "a", "");
+    let worker = world.start();
+    world.settled().await;
+    world.downstream.set_dead(true);
+    world.publish_for("u", "b", "b", "after 1");
+    sleep(Duration::from_secs(3600)).await;
+    worker.drain().await;
+    assert_eq!(world.broker.depth(QUEUE), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_no_token() {
     let mut world = World::new();
     world.options.identity.scope = Scope::Header("tenant".to_owned());

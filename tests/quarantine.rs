@@ -3,10 +3,12 @@
 //! Method: the binary against a real broker, with a plain client and a hand-written publisher beside it.
 
 use std::process::Output;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use tokio::time::{sleep, timeout};
 
 mod support;
 
@@ -57,10 +59,10 @@ impl Scene {
     async fn depth_becomes(&self, queue: &str, depth: u32) {
         let becoming = async {
             while self.client.depth(queue).await != depth {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(std::time::Duration::from_secs(20), becoming)
+        timeout(Duration::from_secs(20), becoming)
             .await
             .unwrap_or_else(|_| panic!("{queue} never has {depth} messages"));
     }
@@ -154,4 +156,135 @@ async fn what_cannot_be_reached_or_is_not_there_is_said() {
     scene.refused(&["--queue", "in", "--set", &memory], 1);
     scene.refused(&["--queue", "in", "--set", "broker.ulr=x"], 78);
     assert_eq!(scene.quarantine(&["--quueue", "in"]).status.code(), Some(2));
+}
+
+/// What no worker can read, each in its own way, on both kinds of queue, with a worker that goes on afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_blocks_a_running_worker_is_taken_out_and_the_worker_goes_on() {
+    let body = || b"bad".to_vec();
+    let id = || Some(b"an id".to_vec());
+    let hostile: [(&str, RawMessage); 3] = [
+        (
+            "message id",
+            RawMessage {
+                message_id: Some(b"\xff\xfe".to_vec()),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+        (
+            "header name",
+            RawMessage {
+                message_id: id(),
+                headers: Some(raw_amqp::header(b"x-\xff", b"value")),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+        (
+            "routing key",
+            RawMessage {
+                message_id: id(),
+                target: Some((b"all".to_vec(), b"\xff\xfe".to_vec())),
+                body: body(),
+                ..RawMessage::default()
+            },
+        ),
+    ];
+    let scene = Scene::new().await;
+    let channel = scene.client.channel().await;
+    let fanout = channel.exchange_declare(
+        "all".into(),
+        lapin::ExchangeKind::Fanout,
+        lapin::options::ExchangeDeclareOptions::default(),
+        FieldTable::default(),
+    );
+    fanout.await.expect("an exchange");
+    for kind in ["classic", "quorum"] {
+        match kind {
+            "quorum" => scene.client.declare_quorum("in").await,
+            _ => scene.client.declare_classic("in").await,
+        }
+        let bound = channel.queue_bind(
+            "in".into(),
+            "all".into(),
+            "".into(),
+            lapin::options::QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        bound.await.expect("a binding");
+        let worker =
+            scene.directory.start_as(scene.directory.command(&["run", "--set", "http.listen="]));
+        worker.wait_for_log("\"consuming\"", Duration::from_secs(40));
+        for (what, message) in &hostile {
+            let before = scene.directory.logged().len();
+            raw_amqp::publish(&scene.vhost.url(), "in", std::slice::from_ref(message));
+            scene.client.publish("in", [format!("{kind} {what}: healthy")]).await;
+            let logs = async |text: &str| {
+                let logging = async {
+                    while !scene.directory.logged()[before..].contains(text) {
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                };
+                timeout(Duration::from_secs(40), logging).await.unwrap_or_else(|_| {
+                    let logged = scene.directory.logged();
+                    panic!("{kind}, {what}: never {text:?}: {}", &logged[before..])
+                });
+            };
+            logs("cannot be parsed and blocks it").await;
+            let taken = scene.quarantine(&["--queue", "in", "--out", "kept"]);
+            assert!(taken.status.success(), "{kind}, {what}: {taken:?}");
+            logs(&format!("{kind} {what}: healthy")).await;
+        }
+        // The ack of the last one may have gone down with the connection on which it was read alone.
+        let acked = async {
+            while tokio::task::block_in_place(|| scene.vhost.messages("in")) > 0 {
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(Duration::from_secs(40), acked)
+            .await
+            .unwrap_or_else(|_| panic!("{kind}, not acked: {}", scene.directory.logged()));
+        worker.signal("TERM");
+        assert!(worker.wait(Duration::from_secs(40)).success());
+        scene.client.delete("in").await;
+    }
+    let kept = std::fs::read_dir(scene.directory.path().join("kept")).expect("there").count();
+    assert_eq!(kept, 2 * 2 * hostile.len(), "a file of bytes and one for people each");
+}
+
+/// Deeper than any stack: the worker reads it, and so there is nothing to take out; by force there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_nested_beyond_all_depth_can_be_taken_out_of_every_kind_of_queue() {
+    let scene = Scene::new().await;
+    for kind in ["classic", "quorum"] {
+        match kind {
+            "quorum" => scene.client.declare_quorum("in").await,
+            _ => scene.client.declare_classic("in").await,
+        }
+        for headers in
+            [raw_amqp::nested_arrays(b"deep", 25_000), raw_amqp::nested_tables(b"deep", 20_000)]
+        {
+            let deep = RawMessage {
+                message_id: Some(b"deep".to_vec()),
+                headers: Some(headers),
+                body: b"deep".to_vec(),
+                ..RawMessage::default()
+            };
+            raw_amqp::publish(&scene.vhost.url(), "in", &[deep]);
+        }
+        scene.client.publish("in", ["good".to_owned()]).await;
+        for left in [2, 1] {
+            let taken = scene.quarantine(&["--queue", "in", "--out", "kept", "--force"]);
+            assert!(taken.status.success(), "{kind}: {taken:?}");
+            scene.depth_becomes("in", left).await;
+        }
+        let said = scene.refused(&["--queue", "in"], 1);
+        assert!(said.contains("nothing to quarantine"), "{said}");
+        let taken = scene.quarantine(&["--queue", "in", "--out", "kept", "--force"]);
+        assert!(taken.status.success(), "{kind}: {taken:?}");
+        let said = scene.refused(&["--queue", "in"], 1);
+        assert!(said.contains("queue \"in\" is empty"), "{said}");
+        scene.client.delete("in").await;
+    }
 }

@@ -16,7 +16,8 @@ pub struct BreakerOptions {
     ///
     /// Errors that are tried again and timeouts count; panics, rejections and bodies that do not decode say nothing of
     /// what is downstream. A queue that never has so many messages in work cannot tell an outage from bad messages: 1
-    /// there keeps all messages, and lets a bad one stop the queue until the handler or the message is mended.
+    /// there keeps all messages, and lets a bad one stop the queue until the handler or the message is mended. Failures
+    /// before it opens are attempts: with few [`Retry::max_attempts`](crate::Retry::max_attempts) they can be the last.
     pub failures: NonZeroU32,
     /// Time from its opening to the first probe; default 1 second. It doubles with each probe that fails.
     pub probe: Duration,

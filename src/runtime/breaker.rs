@@ -14,6 +14,9 @@ use crate::options::BreakerOptions;
 /// Longest delay of the next probe that a handler can ask for.
 const AFTER_MAX: Duration = Duration::from_secs(60 * 60);
 
+/// Longest delay that an option can name: one that the clock can add.
+const DELAY_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 #[derive(Debug)]
 pub(crate) struct Breaker {
     options: BreakerOptions,
@@ -60,7 +63,9 @@ pub(crate) enum Failure {
 }
 
 impl Breaker {
-    pub(crate) const fn new(options: BreakerOptions) -> Self {
+    pub(crate) fn new(options: BreakerOptions) -> Self {
+        let [probe, max] = [options.probe, options.max].map(|time| time.min(DELAY_MAX));
+        let options = BreakerOptions { probe, max, ..options };
         Self { options, not_before: None, state: State::Closed(Vec::new()) }
     }
 

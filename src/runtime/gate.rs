@@ -249,8 +249,9 @@ impl Queue {
     async fn pass_in_line(&self, first: &Admitted, messages: u32) -> Option<Pass<'_>> {
         let tenant = self.tenant(first);
         loop {
-            let probe = self.gate.pass_breaker(self).await?;
+            // The tokens first: a probe that waited for one would keep all others from being it.
             let turns = self.gate.pace.wait(tenant).await?;
+            let probe = self.gate.pass_breaker(self).await?;
             let permit = permit(self, &self.permits).await?;
             if probe.is_none() && self.gate.breaker_is_open() {
                 continue;

@@ -136,7 +136,7 @@ impl Age {
     fn of(age: Duration, limit: Duration) -> Self {
         let tenth = limit / 10;
         // A broker that has not acted by then has another limit, and intake would stop for nothing.
-        let late = limit - tenth..limit + tenth + BROKER_TICK;
+        let late = limit - tenth..limit.saturating_add(tenth).saturating_add(BROKER_TICK);
         if late.contains(&age) {
             Self::Late
         } else if age >= limit / 2 {

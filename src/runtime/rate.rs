@@ -35,7 +35,8 @@ impl Bucket {
     /// Takes tokens. Of more than one those that it has not are owed: who comes next waits for them.
     pub(crate) fn take(&mut self, limit: &RateLimit, tokens: u32, now: Instant) {
         let from = self.full_at.map_or(now, |full_at| full_at.max(now));
-        self.full_at = Some(from + limit.interval().saturating_mul(tokens));
+        // What is beyond the clock's end is never waited for to its end.
+        self.full_at = from.checked_add(limit.interval().saturating_mul(tokens)).or(self.full_at);
     }
 }
 

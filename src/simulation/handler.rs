@@ -203,6 +203,7 @@ impl Handler<Body, Option<Reply>> for Player {
 impl BatchHandler<Body> for Player {
     async fn handle(&self, batch: &mut Batch<Body>) -> Result {
         let number = self.batches.fetch_add(1, Ordering::Relaxed);
+        let number = (batch.len() > 1).then_some(number);
         let has_key = batch.key().is_some();
         let mut chain = match self.has_state && has_key {
             true => batch.state::<Kept>()?.as_ref().and_then(Kept::chain),
@@ -210,7 +211,7 @@ impl BatchHandler<Body> for Player {
         };
         let mut runs = Vec::new();
         for item in batch.iter() {
-            runs.extend(Run::begin(self, &item.cx, Some(number)));
+            runs.extend(Run::begin(self, &item.cx, number));
         }
         let (mut changed, mut is_large) = (None, false);
         let mut ends = Vec::new();

@@ -3,6 +3,7 @@
 //! Feature `simulation`, for this project's own tests. Nothing here believes what a worker says of itself.
 
 mod broker;
+mod cast;
 pub mod checker;
 mod handler;
 pub mod history;

@@ -7,11 +7,12 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::cast;
 use super::checker;
 use super::history::History;
 use super::scenario::Scenario;
 use super::tally::Tally;
-use super::world::{self, World};
+use super::world::World;
 use crate::failpoint;
 use crate::planted::{self, Bug};
 
@@ -36,7 +37,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
     planted::plant(bug);
     fastrand::seed(seed);
     let scenario = Scenario::of(seed);
-    let rules = world::rules(&scenario);
+    let rules = cast::rules(&scenario);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_time().start_paused(true).build();

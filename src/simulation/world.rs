@@ -4,25 +4,22 @@
 //! over, all faults stop, and the last life must settle everything within the patience.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use super::broker::{self, BrokerOf, Kind};
-use super::checker::{QueueRules, Rules, Sees};
-use super::handler::Player;
+use super::broker::{Kind, Network};
+use super::cast;
 use super::history::Event;
 use super::log::Log;
 use super::names::Names;
-use super::scenario::{Action, QueuePlan, REPLIES, SINKS, Scenario};
+use super::scenario::{Action, REPLIES, SINKS, Scenario};
 use super::stage::Stage;
 use crate::clock::{Clock, duration_ms};
-use crate::options::Options;
-use crate::runtime::{RunError, Worker};
-use crate::store::{StoreError, StoreOptions};
+use crate::runtime::RunError;
+use crate::store::StoreError;
 
 /// The wall clock of a new run: 14 November 2023.
 const START_MS: u64 = 1_700_000_000_000;
@@ -69,7 +66,7 @@ impl World {
         let hash_key = [scenario.seed.to_le_bytes()[0]; 32];
         let names = Arc::new(Names::new(hash_key, &options));
         let weather = scenario.weather.clone();
-        let network = broker::network(log.clone(), Arc::clone(&names), weather, scenario.seed ^ 1);
+        let network = Network::new(log.clone(), Arc::clone(&names), weather, scenario.seed ^ 1);
         for plan in &scenario.queues {
             network.declare(&plan.options.queue, plan.kind);
         }
@@ -231,41 +228,11 @@ impl World {
         self.stage.begin(self.life, strike);
         let (stop, stopped) = oneshot::channel();
         let mut worker = JoinSet::new();
-        worker.spawn(self.worker(self.life).run_until(async { drop(stopped.await) }));
+        worker.spawn(
+            cast::worker(&self.scenario, &self.stage, self.life)
+                .run_until(async { drop(stopped.await) }),
+        );
         self.running = Some(Running { stop: Some(stop), worker });
-    }
-
-    fn worker(&self, life: u32) -> Worker {
-        let mut store = StoreOptions::new("simulated");
-        store.simulated = Some(self.stage.disk.clone());
-        store.clock = self.stage.clock.clone();
-        let broker = BrokerOf { network: self.stage.network.clone(), life };
-        let mut options = Options::with_broker(Arc::new(broker), store);
-        options.drain = Duration::from_millis(self.scenario.drain_ms);
-        let mut worker = Worker::new(options);
-        for plan in &self.scenario.queues {
-            let player = self.player(plan, life);
-            worker = if plan.is_batch {
-                worker.batch_queue_with(plan.options.clone(), player)
-            } else {
-                worker.queue_with(plan.options.clone(), player)
-            };
-        }
-        worker
-    }
-
-    fn player(&self, plan: &QueuePlan, life: u32) -> Player {
-        Player {
-            log: self.stage.log.clone(),
-            names: Arc::clone(&self.stage.names),
-            casting: self.scenario.casting,
-            life,
-            queue: plan.options.queue.as_str().into(),
-            targets: plan.targets.clone(),
-            has_state: plan.has_state,
-            replies: plan.replies,
-            batches: Arc::new(AtomicU64::new(u64::from(life) << 32)),
-        }
     }
 
     /// Asks the worker to drain; `false` if it did not end as it should.
@@ -308,7 +275,8 @@ impl World {
             return;
         }
         self.stage.tally(|tally| tally.takeovers += 1);
-        let contender = self.worker(self.life + 1000).run_until(std::future::pending());
+        let contender = cast::worker(&self.scenario, &self.stage, self.life + 1000)
+            .run_until(std::future::pending());
         match timeout(Duration::from_secs(60), contender).await {
             Ok(Err(RunError::StoreFailed(StoreError::InUse { .. }))) => {}
             // The first one is gone meanwhile.
@@ -333,26 +301,5 @@ fn said(ended: &Result<(), RunError>) -> String {
     match ended {
         Ok(()) => "without an error".to_owned(),
         Err(error) => format!("{error}: {error:?}"),
-    }
-}
-
-/// By what the checker judges a run of this scenario.
-pub(super) fn rules(scenario: &Scenario) -> Rules {
-    let of = |plan: &QueuePlan| QueueRules {
-        queue: plan.options.queue.as_str().into(),
-        dead_letter: plan.options.dead_letter.as_str().into(),
-        max_attempts: plan.options.retry.max_attempts.get(),
-        retention_ms: duration_ms(plan.options.retention),
-        on_conflict: plan.options.on_conflict,
-        on_expired: plan.options.on_expired,
-        on_unroutable: plan.options.on_unroutable,
-        // What a watermark passes is in no order that a commit tells.
-        has_model_state: plan.has_state && !plan.is_numbered,
-    };
-    Rules {
-        queues: scenario.queues.iter().map(of).collect(),
-        sees: Sees::ALL,
-        frame_ms: scenario.weather.latency_ms_max + 1,
-        told_ms: 1,
     }
 }

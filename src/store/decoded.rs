@@ -1,8 +1,8 @@
 //! What a commit says, as data, for the checker of histories.
 //!
-//! Reads the rows as they would lie on the disk, and what lay there before: a record that is only carried into a later
-//! block is no new one, and the marks of a producer say which of its numbers are new. Changes nothing and is in no
-//! release without `simulation`.
+//! Reads the rows as they would lie on the disk, and what lay there before: the marks of a producer say which of its
+//! numbers are new. A record that is carried into a later block is there once more. Changes nothing and is in no release
+//! without `simulation`.
 
 use super::outcome::Outcome;
 use super::outgoing::{OUTGOING_PREFIX, OutgoingBlock};
@@ -35,7 +35,7 @@ pub(crate) enum Decoded {
     Step(Identity, String, bool),
     /// What a message sends.
     Outgoing(Identity, Vec<Message>),
-    /// A record leaves.
+    /// A record leaves, or an older copy of it.
     Collected(Identity),
 }
 
@@ -74,7 +74,11 @@ impl Reader<'_> {
                 let is_own = row.class.is_none();
                 is_own.then(|| Decoded::Queue(QueueId(number), row.name)).into_iter().collect()
             }
-            (record::BLOCK_PREFIX, Some(value)) => self.block(key, &read(value)),
+            (record::BLOCK_PREFIX, Some(value)) => {
+                let block: Block = read(value);
+                let is_outcome = |r: &Record| !matches!(r.outcome, Outcome::Forgotten(_));
+                block.records.into_iter().filter(is_outcome).map(Decoded::Record).collect()
+            }
             (record::BLOCK_PREFIX, None) => self.removed_block(key),
             (record::ATTEMPTS_PREFIX, Some(value)) => {
                 let row: Attempts = read(value);
@@ -97,46 +101,10 @@ impl Reader<'_> {
         }
     }
 
-    /// The records of a block, but those that an older block has and that are past their retention: those are carried.
-    fn block(&self, key: &[u8], block: &Block) -> Vec<Decoded> {
-        let retention_ms = self.retention_ms(key);
-        let is_carried = |new: &&Record| {
-            self.blocks().any(|(_, old)| {
-                old.committed_at_ms.saturating_add(retention_ms) <= block.committed_at_ms
-                    && old.records.contains(new)
-            })
-        };
-        let new = block.records.iter().filter(|record| !is_carried(record));
-        let is_outcome = |record: &&Record| !matches!(record.outcome, Outcome::Forgotten(_));
-        new.filter(is_outcome).cloned().map(Decoded::Record).collect()
-    }
-
     fn removed_block(&self, key: &[u8]) -> Vec<Decoded> {
         let Some(value) = self.rows.get(key) else { return Vec::new() };
-        let removed: Block = read(value);
-        let is_kept = |identity: Identity| {
-            let stays =
-                |at: &[u8]| !self.ops.iter().any(|(key, value)| key == at && value.is_none());
-            let has = |block: &Block| block.records.iter().any(|r| r.identity == identity);
-            let written = self.ops.iter().filter(|(key, _)| key.starts_with(record::BLOCK_PREFIX));
-            let mut written = written.filter_map(|(_, value)| value.as_deref());
-            written.any(|value| has(&read(value)))
-                || self.blocks().any(|(at, block)| stays(at) && has(&block))
-        };
-        let gone = removed.records.iter().map(|record| record.identity);
-        gone.filter(|identity| !is_kept(*identity)).map(Decoded::Collected).collect()
-    }
-
-    fn blocks(&self) -> impl Iterator<Item = (&[u8], Block)> {
-        let from = self.rows.range(record::BLOCK_PREFIX.to_vec()..);
-        from.take_while(|(key, _)| key.starts_with(record::BLOCK_PREFIX))
-            .map(|(key, value)| (key.as_slice(), read(value)))
-    }
-
-    fn retention_ms(&self, block_key: &[u8]) -> u64 {
-        let queue = record::Location::from_key(block_key).map(record::Location::queue);
-        let row = queue.and_then(|queue| self.rows.get(&record::queue_key(queue)));
-        row.map_or(u64::MAX, |row| read::<QueueRow>(row).retention_ms)
+        let block: Block = read(value);
+        block.records.iter().map(|record| Decoded::Collected(record.identity)).collect()
     }
 
     fn state(&self, key: &[u8], value: Option<&[u8]>) -> Option<Decoded> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -79,7 +79,8 @@ impl Writer {
     pub(super) fn start(engine: Arc<impl Engine>, patience: Patience) -> io::Result<Self> {
         // One write at a time: the committer waits for each, the second place only saves it a wait.
         let (writes, waiting) = sync_channel(1);
-        let (alive, ended) = channel();
+        // Nothing is ever sent: its end is the news.
+        let (alive, ended) = sync_channel(0);
         let turn = Arc::new(Turn::default());
         let mut writer = Self { writes: Some(writes), turn, writing: None, watching: None };
         writer.writing = Some(Builder::new().name("onceward-store".to_owned()).spawn({
@@ -130,7 +131,7 @@ fn write_until_closed(
     engine: &impl Engine,
     turn: &Turn,
     writes: &Receiver<(Batch, Answer)>,
-    _alive: Sender<()>,
+    _alive: SyncSender<()>,
 ) {
     while let Ok((batch, answer)) = writes.recv() {
         {

@@ -1,5 +1,5 @@
-//! Goal: whatever the disk does, the worker goes on or ends with 74 and a line that says what is wrong; nothing that was
-//! acknowledged is lost, nothing is acknowledged that is not durable, and what can be read can be saved.
+//! Goal: whatever the disk does, the worker goes on or ends with 74 and a line that says what is wrong; nothing that
+//! was acknowledged is lost, nothing is acknowledged that is not durable, and what can be read can be saved.
 //!
 //! Method: the binary on a real broker, its store on file systems that this test mounts and damages, and system calls
 //! that strace makes fail or last. Needs root, as mounts do.

@@ -7,6 +7,8 @@ use std::net::TcpStream;
 #[derive(Debug, Default)]
 pub struct RawMessage {
     pub message_id: Option<Vec<u8>>,
+    /// Exchange and routing key; the default exchange and the queue if there is none.
+    pub target: Option<(Vec<u8>, Vec<u8>)>,
     /// The entries of the header table, encoded: see [`header`], [`nested_arrays`] and [`nested_tables`].
     pub headers: Option<Vec<u8>>,
     pub body: Vec<u8>,
@@ -43,7 +45,7 @@ pub fn nested_tables(name: &[u8], levels: u32) -> Vec<u8> {
     entry
 }
 
-/// Publishes to a queue through the default exchange, and returns when the broker has taken it all.
+/// Publishes to a queue through the default exchange, or as a message says, and returns when the broker has taken it all.
 ///
 /// The url is `amqp://user:password@host:port/vhost`, without anything percent-encoded but `%2f`.
 pub fn publish(url: &str, queue: &str, messages: &[RawMessage]) {
@@ -87,7 +89,9 @@ impl Connection {
     }
 
     fn publish(&mut self, queue: &str, message: &RawMessage) {
-        let target = [&[0, 0][..], &short(b""), &short(queue.as_bytes()), &[0]];
+        let own = (Vec::new(), queue.as_bytes().to_vec());
+        let (exchange, routing_key) = message.target.as_ref().unwrap_or(&own);
+        let target = [&[0, 0][..], &short(exchange), &short(routing_key), &[0]];
         self.method(1, 60, 40, &target.concat());
         let mut properties = Vec::new();
         let mut flags = 1_u16 << 12; // delivery mode

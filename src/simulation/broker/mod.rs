@@ -4,21 +4,21 @@
 //! what a worker holds. Every frame takes time; what is under way when a connection is lost may arrive or not, and the
 //! two sides notice the loss at different times. Writes into the history what broker and worker could see.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
-use super::names::Names;
 use crate::broker::{Broker, BrokerError, PublishChannel, Session, Subscription};
 
 mod consume;
+mod losses;
 mod network;
 mod publish;
 mod queues;
 mod routes;
 
-pub(super) use self::network::{Loss, Network, Weather};
+pub(super) use self::losses::Loss;
+pub(super) use self::network::{Network, Weather};
 pub(super) use self::queues::Kind;
 pub(super) use self::routes::Counts;
 
@@ -56,16 +56,6 @@ impl Broker for BrokerOf {
 
 fn lost(reason: &str) -> BrokerError {
     BrokerError::Lost { address: "simulated".to_owned(), reason: reason.to_owned() }
-}
-
-/// Names and network, which all parts share.
-pub(super) fn network(
-    log: super::log::Log,
-    names: Arc<Names>,
-    weather: Weather,
-    seed: u64,
-) -> Network {
-    Network::new(log, names, weather, seed)
 }
 
 /// As milliseconds.

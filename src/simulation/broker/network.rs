@@ -28,17 +28,6 @@ pub(in super::super) struct Weather {
     pub(in super::super) consumer_timeout_ms: Option<u64>,
 }
 
-/// How a connection is lost.
-#[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Loss {
-    /// Whether the broker still gets what the worker has written.
-    pub(in super::super) arrives: bool,
-    /// After how many milliseconds the worker notices.
-    pub(in super::super) worker_after_ms: u64,
-    /// After how many milliseconds the broker notices.
-    pub(in super::super) broker_after_ms: u64,
-}
-
 /// The network, with the broker behind it; clones are handles to the same one.
 #[derive(Clone)]
 pub(in super::super) struct Network {
@@ -86,16 +75,16 @@ pub(super) struct Inner {
     pub(super) clients: BTreeMap<u64, Client>,
     pub(super) publishing: BTreeMap<u64, Publishing>,
     pub(super) next_publishing: u64,
-    frames: BTreeMap<(Instant, u64), Frame>,
+    pub(super) frames: BTreeMap<(Instant, u64), Frame>,
     next_frame: u64,
-    unreachable_until: Option<Instant>,
+    pub(super) unreachable_until: Option<Instant>,
     /// Lives that can reach nobody any more.
-    gone: BTreeSet<u32>,
+    pub(super) gone: BTreeSet<u32>,
     pub(super) copies: u64,
 }
 
 impl Network {
-    pub(super) fn new(log: Log, names: Arc<Names>, weather: Weather, seed: u64) -> Self {
+    pub(in super::super) fn new(log: Log, names: Arc<Names>, weather: Weather, seed: u64) -> Self {
         let inner = Inner {
             rng: fastrand::Rng::with_seed(seed),
             weather,
@@ -165,7 +154,7 @@ impl Network {
         Ok(())
     }
 
-    fn take(&self, inner: &mut Inner, frame: Frame) {
+    pub(super) fn take(&self, inner: &mut Inner, frame: Frame) {
         match frame {
             Frame::Arrives(channel, delivery) => inner.arrive(channel, Ok(*delivery)),
             Frame::Deliver(channel) => self.deliver(inner, channel),
@@ -243,77 +232,9 @@ impl Network {
         }
     }
 
-    /// Loses the connections of all channels, or of all that publish.
-    pub(in super::super) fn lose(&self, consuming: bool, publishing: bool, loss: Loss) {
-        let mut inner = self.lock();
-        let now = Instant::now();
-        let channels = if consuming { inner.queues.open() } else { Vec::new() };
-        for channel in channels {
-            if inner.cut(channel, loss.arrives) {
-                inner.routes.counts.losses += 1;
-                let noticed = Frame::WorkerNotices(channel, "connection reset");
-                self.send(&mut inner, now + ms(loss.worker_after_ms), noticed);
-                let due = now + ms(loss.broker_after_ms);
-                self.send(&mut inner, due, Frame::BrokerNotices(channel));
-            }
-        }
-        if publishing {
-            for id in inner.cut_publishing(None, loss.arrives) {
-                inner.routes.counts.publish_losses += 1;
-                let due = now + ms(loss.worker_after_ms);
-                self.send(&mut inner, due, Frame::PublisherNotices(id));
-            }
-        }
-    }
-
-    /// The process is gone: nothing more comes of it, but perhaps what it had written.
-    pub(in super::super) fn crash(&self, life: u32, arrives: bool, broker_after_ms: u64) {
-        let mut inner = self.lock();
-        inner.gone.insert(life);
-        if arrives {
-            self.flush(&mut inner, life);
-        }
-        inner.cut_publishing(Some(life), false);
-        for channel in inner.channels_of(life) {
-            inner.cut(channel, false);
-            let due = Instant::now() + ms(broker_after_ms);
-            self.send(&mut inner, due, Frame::BrokerNotices(channel));
-        }
-    }
-
-    /// What this life has written arrives now.
-    fn flush(&self, inner: &mut Inner, life: u32) {
-        let is_written = |inner: &Inner, frame: &Frame| match frame {
-            Frame::Ack { channel, .. } => inner.is_of(*channel, life),
-            Frame::Take(id) => inner.is_published_by(*id, life),
-            _ => false,
-        };
-        let due: Vec<_> =
-            inner.frames.iter().filter(|(_, frame)| is_written(inner, frame)).collect();
-        let due: Vec<_> = due.into_iter().map(|(key, _)| *key).collect();
-        for key in due {
-            if let Some(frame) = inner.frames.remove(&key) {
-                self.take(inner, frame);
-            }
-        }
-    }
-
-    /// Nobody can connect for a while.
-    pub(in super::super) fn be_unreachable(&self, for_ms: u64) {
-        self.lock().unreachable_until = Some(Instant::now() + ms(for_ms));
-    }
-
     /// What the worker has not settled, by queue: waiting and unacked.
     pub(in super::super) fn left(&self) -> Vec<(Arc<str>, usize, usize)> {
         self.lock().queues.left()
-    }
-
-    /// Ends all that is wrong.
-    pub(in super::super) fn heal(&self) {
-        let mut inner = self.lock();
-        inner.unreachable_until = None;
-        inner.weather.consumer_timeout_ms = None;
-        inner.routes.heal();
     }
 }
 

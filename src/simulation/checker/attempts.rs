@@ -51,8 +51,8 @@ impl Judge for Attempts {
                     self.delivered(world, channel, message, *redelivered);
                 }
             }
-            (Event::Run { life, attempt, batch, .. }, Some(message)) => {
-                self.run(world, (*life, *attempt, batch.is_some()), message, report);
+            (Event::Run { life, attempt, .. }, Some(message)) => {
+                self.run(world, (*life, *attempt), message, report);
             }
             _ => {}
         }
@@ -144,7 +144,7 @@ impl Attempts {
     fn run(
         &mut self,
         world: &World<'_>,
-        (life, attempt, is_batch): (u32, u32, bool),
+        (life, attempt): (u32, u32),
         message: MessageId,
         report: &mut Report<'_>,
     ) {
@@ -166,7 +166,7 @@ impl Attempts {
         }
         let deliveries = *self.deliveries.row_or_default(message);
         let is_redelivered = deliveries.is_some_and(|row| row.life == life && !row.has_new);
-        if world.rules().sees.channels && is_redelivered && (is_batch || !is_begun) {
+        if world.rules().sees.channels && is_redelivered && !is_begun {
             let what = format!(
                 "{text} was delivered before, and attempt {attempt} begins in life {life} without being on record"
             );

@@ -43,7 +43,20 @@ impl<'h> World<'h> {
         clock_ms: u64,
         written: &'h Written,
     ) -> CommitId {
-        let id = self.commits.len();
+        // Its row first: records of one commit may be compared with each other.
+        let id = self.commits.push(Commit {
+            life,
+            number,
+            at,
+            clock_ms,
+            written,
+            records: 0..0,
+            outs: 0..0,
+            collected: Vec::new(),
+            synced_at: None,
+            is_lost: false,
+        });
+        self.pending.push(id);
         let mut collected = Vec::new();
         for name in &written.collected {
             let name = self.name(name);
@@ -86,19 +99,11 @@ impl<'h> World<'h> {
             let sender = self.name(sender);
             ids.iter().for_each(|out| self.outbox.commit(id, sender, out));
         }
-        self.pending.push(id);
-        self.commits.push(Commit {
-            life,
-            number,
-            at,
-            clock_ms,
-            written,
-            records: first..self.records.len(),
-            outs: first_out..self.outbox.outs.len(),
-            collected,
-            synced_at: None,
-            is_lost: false,
-        })
+        let row = &mut self.commits[id];
+        row.records = first..self.records.len();
+        row.outs = first_out..self.outbox.outs.len();
+        row.collected = collected;
+        id
     }
 
     fn record(&mut self, record: Record<'h>) {

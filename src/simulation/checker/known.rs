@@ -118,9 +118,9 @@ impl<'h> World<'h> {
     }
 
     /// Whether the state of a key is one of the model's.
-    pub(super) fn has_state(&self, key: &str) -> bool {
+    pub(super) fn has_state(&self, key: KeyId) -> bool {
         let mut messages = self.messages.iter().map(|(_, message)| message);
-        let of_key = messages.find(|message| message.key.is_some_and(|id| self.keys[id] == key));
+        let of_key = messages.find(|message| message.key == Some(key));
         of_key.and_then(|message| message.rules).is_some_and(|rules| rules.has_model_state)
     }
 

@@ -81,7 +81,7 @@ impl States {
         }
         for (name, _) in &commit.written.states {
             let is_made = made.iter().any(|(key, _)| world.key_text(*key) == &**name);
-            if !is_made && world.has_state(name) {
+            if !is_made && self.is_judged(world, name) {
                 let number = commit.number;
                 let what = format!(
                     "commit {number} has a state of key {name}, and no record of a message that made it"
@@ -90,6 +90,11 @@ impl States {
             }
         }
         *self.made.row_or_default(id) = made;
+    }
+
+    fn is_judged(&mut self, world: &World<'_>, key: &str) -> bool {
+        let key = world.keys.iter().find(|(_, name)| **name == key).map(|(key, _)| key);
+        key.is_some_and(|key| world.has_state(key) && !self.keys.row_or_default(key).is_unordered)
     }
 }
 

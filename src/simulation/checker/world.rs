@@ -78,6 +78,8 @@ pub(super) struct World<'h> {
     pub(super) rules: &'h Rules,
     pub(super) history: &'h History,
     pub(super) name_ids: HashMap<&'h str, NameId>,
+    /// By fingerprint.
+    without_id: HashMap<u64, NameId>,
     key_ids: HashMap<&'h str, KeyId>,
     pub(super) keys: Table<&'h str>,
     pub(super) names: Table<Name>,
@@ -98,6 +100,7 @@ impl<'h> World<'h> {
             rules,
             history,
             name_ids: HashMap::new(),
+            without_id: HashMap::new(),
             key_ids: HashMap::new(),
             keys: Table::default(),
             names: Table::default(),
@@ -208,6 +211,9 @@ impl<'h> World<'h> {
     }
 
     fn seen(&mut self, seen: &'h Seen) -> MessageId {
+        if !seen.has_id {
+            self.alias(seen);
+        }
         let id = self.message(&seen.name, seen.fingerprint);
         if self.messages[id].rules.is_none() {
             let rules = self.rules.queues.iter().find(|rules| rules.queue == seen.queue);
@@ -216,6 +222,14 @@ impl<'h> World<'h> {
             (row.rules, row.key, row.has_id) = (rules, key, seen.has_id);
         }
         id
+    }
+
+    /// Nobody can tell messages without an id apart that have one body: they count as one.
+    fn alias(&mut self, seen: &'h Seen) {
+        let name = self.without_id.get(&seen.fingerprint).copied();
+        let name = name.unwrap_or_else(|| self.name(&seen.name));
+        self.without_id.insert(seen.fingerprint, name);
+        self.name_ids.insert(&seen.name, name);
     }
 
     fn key(&mut self, seen: &'h Seen) -> Option<KeyId> {
