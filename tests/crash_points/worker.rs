@@ -134,6 +134,8 @@ fn queue(name: &str, attempts_max: u32) -> QueueOptions {
     queue.identity.key = vec![Source::Header(KEY_HEADER.to_owned())];
     queue.prefetch = 40.try_into().expect("not zero");
     queue.timeout = Duration::MAX;
+    // When only those are left that always fail, that is no outage.
+    queue.breaker = None;
     queue.retention = Duration::from_secs(60 * 60);
     let values = BTreeMap::from([("tick".to_owned(), TICK_RETENTION)]);
     queue.retention_by = Some(RetentionBy { header: CLASS_HEADER.to_owned(), values });
