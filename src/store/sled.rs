@@ -52,6 +52,7 @@ impl SledBackend {
         };
         let made = directory::make_directory(path)
             .map_err(|error| unusable("making the directory", &error))?;
+        directory::refuse_others(path)?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
         match swap::settle(path) {
@@ -68,6 +69,8 @@ impl SledBackend {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
+        directory::close_to_others(path)
+            .map_err(|error| unusable("closing it to others", &error))?;
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
         // One write at a time: the committer waits for each, the second place only saves it a wait.
         let (writer, writes) = sync_channel(1);
@@ -104,6 +107,8 @@ impl Drop for SledBackend {
             // A panic there was caught and answered; the thread itself has nothing to say.
             let _ = thread.join();
         }
+        // The next opening does it again, and the directory is ours alone.
+        let _ = directory::close_to_others(&self.path);
     }
 }
 
@@ -157,7 +162,8 @@ impl Backend for SledBackend {
             // The store stays ours until the note is written, whatever becomes of this future.
             let (path, lock) = (self.path.clone(), Arc::clone(&self.lock));
             let written = tokio::task::spawn_blocking(move || {
-                let written = directory::write_note(&path, &note);
+                let written = directory::write_note(&path, &note)
+                    .and_then(|()| directory::close_to_others(&path));
                 drop(lock);
                 written
             })
