@@ -108,7 +108,7 @@ pub mod worker;
 pub use crate::backoff::Retry;
 pub use crate::batch::{Batch, BatchFn, BatchHandler, BatchItem};
 pub use crate::broker::{
-    AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare,
+    AckChannel, AmqpBroker, AmqpOptions, AmqpTls, AmqpUrlError, Broker, BrokerError, Declare,
     Deliveries, Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError,
     Published, Publisher, STACK_BYTES_MIN, Session, Subscription,
 };
