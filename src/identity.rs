@@ -7,6 +7,8 @@
 mod hash;
 mod resolve;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use self::hash::{
     Fingerprint, HashKey, Identity, ScopeName, SequenceId, effect_key, hex, outgoing_id,

@@ -91,6 +91,8 @@ mod clock;
 mod context;
 mod effects;
 mod failpoint;
+#[cfg(test)]
+mod fuzz;
 mod handler;
 mod identity;
 mod message;
@@ -111,9 +113,9 @@ pub mod worker;
 pub use crate::backoff::Retry;
 pub use crate::batch::{Batch, BatchFn, BatchHandler, BatchItem};
 pub use crate::broker::{
-    AckChannel, AmqpBroker, AmqpOptions, AmqpUrlError, Broker, BrokerError, Declare, Deliveries,
-    Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError, Published,
-    Publisher, STACK_BYTES_MIN, Session, Subscription,
+    AckChannel, AmqpBroker, AmqpOptions, AmqpTls, AmqpUrlError, Broker, BrokerError, Declare,
+    Deliveries, Delivery, MemoryBroker, OUTGOING_ID_HEADER, Owner, PublishChannel, PublishError,
+    Published, Publisher, STACK_BYTES_MIN, Session, Subscription,
 };
 pub use crate::clock::Clock;
 pub use crate::context::Context;
@@ -139,8 +141,8 @@ pub use crate::store::SimulatedDisk;
 pub use crate::store::{
     Compacted, Damage, DeadNote, ExportError, Exported, ForgetError, ForgetNote, ForgetRequest,
     Forgotten, ImportError, Imported, InspectScope, Inspection, Known, MEMORY_BYTES_PER_ID,
-    Outcome, QueueStats, Reason, StoreError, StoreOptions, StoreStats, Verified, Watch, compact,
-    export, forget, import, inspect, stats, verify,
+    Outcome, QueueStats, Reason, StoreError, StoreKey, StoreKeyError, StoreOptions, StoreStats,
+    Verified, Watch, compact, export, forget, import, inspect, stats, verify,
 };
 pub use crate::telemetry::{Health, METRICS, Metric, MetricKind, Readiness};
 

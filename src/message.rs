@@ -221,7 +221,8 @@ impl fmt::Display for Key {
 
 /// Text that is safe in a terminal, a log line and a header: printable UTF-8 as it is, the rest as `\x1b`.
 ///
-/// A producer chooses these bytes, so an escape sequence in an id must not reach an operator's terminal.
+/// A producer chooses these bytes, so an escape sequence in an id must not reach an operator's terminal, and nothing
+/// in it may be unseen or turn the rest of the line around.
 #[must_use]
 pub fn escape(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
@@ -229,7 +230,7 @@ pub fn escape(bytes: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' => out.push_str("\\\\"),
-                c if c.is_control() => out.extend(c.escape_default()),
+                c if c.is_control() || is_unseen(c) => out.extend(c.escape_default()),
                 c => out.push(c),
             }
         }
@@ -238,6 +239,16 @@ pub fn escape(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// Whether a character shows nothing itself and changes how others are shown or told apart: of no width, or one that
+/// ends a line or sets the direction of writing.
+const fn is_unseen(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+    )
 }
 
 /// Cuts text to at most `bytes_max`, between characters.
@@ -269,6 +280,13 @@ mod tests {
         let mut nested = Message::default();
         nested.properties.headers.insert("t".to_owned(), HeaderValue::Array(vec![table]));
         assert!(nested.memory_bytes() > 9_000 * 100);
+    }
+
+    #[test]
+    fn what_is_unseen_or_turns_a_line_around_is_escaped_too() {
+        let id =
+            MessageId::new("in\u{202e}gnp\u{200b}\u{2066}\u{2028}\u{feff}é".as_bytes().to_vec());
+        assert_eq!(id.to_string(), "in\\u{202e}gnp\\u{200b}\\u{2066}\\u{2028}\\u{feff}é");
     }
 
     #[test]

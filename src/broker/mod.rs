@@ -16,7 +16,7 @@ pub(crate) mod amqp;
 pub(crate) mod memory;
 mod publisher;
 
-pub use self::amqp::{AmqpBroker, AmqpOptions, AmqpUrlError, STACK_BYTES_MIN};
+pub use self::amqp::{AmqpBroker, AmqpOptions, AmqpTls, AmqpUrlError, STACK_BYTES_MIN};
 pub use self::memory::MemoryBroker;
 pub(crate) use self::publisher::PublisherTask;
 pub use self::publisher::{PublishError, Publisher};

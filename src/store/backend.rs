@@ -25,8 +25,11 @@ const REMOVED_BYTES: usize = 1024;
 const LARGE_BYTES: usize = 512;
 
 /// Most bytes of one value: with up to 17 of them in a leaf, no page of sled grows into a blob file, which it never
-/// syncs.
+/// syncs. Encryption adds a little, for which there is room.
 pub(crate) const VALUE_BYTES_MAX: usize = 4096;
+
+/// Most bytes of one value as the engine has it, encrypted or not.
+pub(super) const STORED_BYTES_MAX: usize = VALUE_BYTES_MAX + 128;
 
 /// Rows to write and remove together.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +42,28 @@ impl Batch {
     /// Adds a row that comes after all others of its kind.
     pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         assert!(value.len() <= VALUE_BYTES_MAX, "a value larger than {VALUE_BYTES_MAX} bytes");
+        self.put_stored(key, value);
+    }
+
+    /// As [`Self::put`], a row as another engine had it.
+    pub(super) fn put_stored(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        assert!(value.len() <= STORED_BYTES_MAX, "a row larger than {STORED_BYTES_MAX} bytes");
         self.bytes += key.len() + value.len();
         self.ops.push((key, Some(value)));
+    }
+
+    /// The same rows with other values; counts as before.
+    pub(super) fn with_values<E>(
+        mut self,
+        mut other: impl FnMut(&[u8], Vec<u8>) -> Result<Vec<u8>, E>,
+    ) -> Result<Self, E> {
+        for (key, value) in &mut self.ops {
+            if let Some(value) = value {
+                *value = other(key, std::mem::take(value))?;
+                assert!(value.len() <= STORED_BYTES_MAX, "more than {STORED_BYTES_MAX} bytes");
+            }
+        }
+        Ok(self)
     }
 
     /// Adds a row that is anywhere among those of its kind.
@@ -145,6 +168,24 @@ pub enum StoreError {
         /// The directory.
         path: PathBuf,
         /// What the system said.
+        reason: String,
+    },
+    /// Others can write in the directory, so what is in it proves nothing: do what the text says.
+    #[error("the store {path} is open to others: {problem}; {remedy}", path = .path.display())]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Who can do what.
+        problem: String,
+        /// What to run.
+        remedy: String,
+    },
+    /// The key that was given, or that none was, does not fit the store: mend the configuration.
+    #[error("the store {path} does not open: {reason}", path = .path.display())]
+    Key {
+        /// The directory.
+        path: PathBuf,
+        /// What does not fit, and what to do.
         reason: String,
     },
     /// The store's contents are not what was written: restore it, or start with an empty directory and a gap in memory.

@@ -4,7 +4,9 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +21,61 @@ pub(super) const LOCK: &str = "onceward.lock";
 
 /// Holds the note; made when the store's first commit is on disk. A directory with it and without rows has lost them.
 pub(super) const NOTE: &str = "onceward.note";
+
+/// Rights of others to write, and rights of others to anything.
+const OTHERS_WRITE: u32 = 0o022;
+const OTHERS: u32 = 0o077;
+
+/// Whoever else may write in the directory decides what was done: then it is no store.
+///
+/// Of the system's administrator, and where others may only look, it may be.
+pub(super) fn refuse_others(path: &Path) -> Result<(), StoreError> {
+    let metadata = std::fs::metadata(path).map_err(|error| StoreError::Unusable {
+        path: path.to_owned(),
+        reason: format!("reading its rights: {error}"),
+    })?;
+    let exposed = |problem: String, remedy: String| {
+        Err(StoreError::Exposed { path: path.to_owned(), problem, remedy })
+    };
+    let (owner, user, shown) = (metadata.uid(), nix::unistd::geteuid().as_raw(), path.display());
+    if owner != user && owner != 0 {
+        return exposed(
+            format!("it belongs to user {owner}, and this is user {user}"),
+            format!("run `chown -R {user} {shown}`, or name a directory that is not there yet"),
+        );
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & OTHERS_WRITE != 0 {
+        return exposed(
+            format!("its mode {mode:04o} lets others write in it"),
+            format!("run `chmod 700 {shown}`, or name a directory in it that is not there yet"),
+        );
+    }
+    Ok(())
+}
+
+/// Takes from others what rights they have to the store's files: the engine gives some to all.
+pub(super) fn close_to_others(path: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_ours = ["db", "conf", "blobs"].contains(&&*name)
+            || name.starts_with("snap.")
+            || name.starts_with("onceward.");
+        // Gone meanwhile: the engine renames its snapshots.
+        let Ok(metadata) = entry.metadata() else { continue };
+        let mode = metadata.mode();
+        if is_ours && !metadata.is_symlink() && mode & OTHERS != 0 {
+            let closed = std::fs::Permissions::from_mode(mode & 0o7777 & !OTHERS);
+            match std::fs::set_permissions(entry.path(), closed) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Makes the directory and all above it that are missing; gives those that got a new entry.
 pub(super) fn make_directory(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -73,7 +130,8 @@ pub(super) fn write_note(path: &Path, note: &[u8]) -> io::Result<()> {
 /// Replaces a file in the directory, or makes it: after a crash there is the old one or the new one.
 pub(super) fn replace_file(path: &Path, name: &str, contents: &[u8]) -> io::Result<()> {
     let new = path.join(format!("{name}.new"));
-    let mut file = File::create(&new)?;
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&new)?;
     file.write_all(contents)?;
     file.sync_all()?;
     std::fs::rename(new, path.join(name))?;

@@ -19,7 +19,7 @@ use super::journal::{Journal, Note};
 use super::mirror::Mirror;
 use super::outgoing::Unconfirmed;
 use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Record};
-use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, engine};
+use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, encrypted, engine};
 use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
 use crate::planted::{self, Bug};
@@ -89,8 +89,13 @@ impl Store {
     }
 }
 
-#[cfg(any(test, feature = "testkit"))]
+/// The rows as they were written, whether or not they lie there encrypted.
 pub(super) async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+    encrypted::wrap(open_engine(options).await?, options).await
+}
+
+#[cfg(any(test, feature = "testkit"))]
+async fn open_engine(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
     match &options.simulated {
         Some(disk) => Ok(Arc::new(disk.open()?)),
         None => open_sled(options).await,
@@ -98,7 +103,7 @@ pub(super) async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backe
 }
 
 #[cfg(not(any(test, feature = "testkit")))]
-pub(super) async fn open_backend(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
+async fn open_engine(options: &StoreOptions) -> Result<Arc<dyn Backend>, StoreError> {
     open_sled(options).await
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 #[cfg(any(test, feature = "testkit"))]
 use super::SimulatedDisk;
+use super::key::StoreKey;
 use crate::clock::Clock;
 
 /// Where the store is and how large it may grow.
@@ -15,6 +16,8 @@ pub struct StoreOptions {
     pub cache_bytes: u64,
     /// Intake stops before the store's files grow past this, in bytes; default 10 GiB.
     pub size_bytes_max: u64,
+    /// The key that a store is encrypted with from its beginning; default none, and then it is not.
+    pub key: Option<StoreKey>,
     /// The clock that retention goes by.
     pub clock: Clock,
     /// A disk in memory in the place of `path`.
@@ -30,6 +33,7 @@ impl StoreOptions {
             path: path.into(),
             cache_bytes: 64 << 20,
             size_bytes_max: 10 << 30,
+            key: None,
             clock: Clock::default(),
             #[cfg(any(test, feature = "testkit"))]
             simulated: None,

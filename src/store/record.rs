@@ -139,7 +139,11 @@ pub(crate) fn identity_of_key(prefix: &[u8], key: &[u8]) -> Option<Identity> {
 }
 
 /// First byte of every value.
-const VALUE_FORMAT: u8 = 1;
+pub(super) const VALUE_FORMAT: u8 = 1;
+
+/// First byte of every value that is encrypted (`encrypted.rs`): never a format of ours.
+pub(super) const ENCRYPTED: u8 = 0xe1;
+
 const CHECKSUM_BYTES: usize = 4;
 
 /// Why a value cannot be read.
@@ -147,6 +151,8 @@ const CHECKSUM_BYTES: usize = 4;
 pub(crate) enum UnsealError {
     #[error("{0} bytes are too short for a row")]
     Short(usize),
+    #[error("it does not decrypt: it was changed, or put in the place of another row")]
+    Encrypted,
     #[error("checksum does not match")]
     Checksum,
     #[error("row format {0} is unknown")]
@@ -174,6 +180,9 @@ pub(crate) fn unseal<T: DeserializeOwned>(value: &[u8]) -> Result<T, UnsealError
 
 /// What is between format and checksum, both checked.
 fn unsealed(value: &[u8]) -> Result<&[u8], UnsealError> {
+    if value.first() == Some(&ENCRYPTED) {
+        return Err(UnsealError::Encrypted);
+    }
     let Some((body, checksum)) = value.split_last_chunk::<CHECKSUM_BYTES>() else {
         return Err(UnsealError::Short(value.len()));
     };
@@ -199,11 +208,20 @@ pub(crate) fn find_in_block(
     };
     // An identity is a keyed hash: other fields hold its sixteen bytes only by design of whoever read it in a dead
     // letter's header. What begins there must decode as a record, and even then it names this identity.
-    let found = memchr::memmem::find_iter(records, identity.as_bytes())
-        .filter_map(|at| decode(records.get(at..)?))
-        .filter(|(record, _)| record.identity == identity)
-        .last();
-    Ok(found.map(|(record, _)| (committed_at_ms, record)))
+    let finder = memchr::memmem::Finder::new(identity.as_bytes());
+    let (mut from, mut found) = (0, None);
+    while let Some(ahead) = records.get(from..).and_then(|rest| finder.find(rest)) {
+        let at = from + ahead;
+        match decode(records.get(at..).unwrap_or_default()) {
+            Some((record, rest)) => {
+                from = records.len() - rest.len();
+                found = Some(record);
+            }
+            // One byte further: what only looks like it may overlap with it, if it repeats itself.
+            None => from = at + 1,
+        }
+    }
+    Ok(found.map(|record| (committed_at_ms, record)))
 }
 
 fn checksummed(mut body: Vec<u8>) -> Vec<u8> {
@@ -346,6 +364,25 @@ mod tests {
                 prop_assert_eq!(found, Ok(Some((committed_at_ms, record.clone()))));
             }
             prop_assert_eq!(find_in_block(&value, Identity::from_bytes([3; 16])), Ok(None));
+        }
+
+        /// No hash does, but nothing else holds that off.
+        #[test]
+        fn an_identity_that_repeats_itself_is_found_behind_its_own_bytes(byte: u8, before in 0u64..4) {
+            let identity = Identity::from_bytes([byte; 16]);
+            let record = Record {
+                identity,
+                fingerprint: postcard::from_bytes(&[byte; 8]).unwrap(),
+                attempts: u32::from(byte),
+                outcome: Outcome::Done,
+                result: None,
+            };
+            let other = Identity::from_bytes([byte ^ 0x80; 16]);
+            let mut records = vec![Record { identity: other, ..record.clone() }; before as usize];
+            records.push(record.clone());
+            let value = seal(&Block { committed_at_ms: u64::from(byte), records });
+            let found = find_in_block(&value, identity);
+            prop_assert_eq!(found, Ok(Some((u64::from(byte), record))));
         }
 
         #[test]

@@ -48,6 +48,7 @@ impl SledBackend {
         };
         let made = directory::make_directory(path)
             .map_err(|error| unusable("making the directory", &error))?;
+        directory::refuse_others(path)?;
         // Ours before sled's: what is cleaned up next may be another process's work in progress.
         let lock = directory::lock(path)?;
         failpoint::reached(Point::Opening);
@@ -67,6 +68,8 @@ impl SledBackend {
             let reason = "it was in use before, and now it is empty".to_owned();
             return Err(StoreError::Damaged { path: path.to_owned(), reason });
         }
+        directory::close_to_others(path)
+            .map_err(|error| unusable("closing it to others", &error))?;
         let log = sync_all_files(path, &made).map_err(|error| unusable("syncing it", &error))?;
         failpoint::reached(Point::Opening);
         let marked = AtomicBool::new(directory::was_used(path));
@@ -96,6 +99,13 @@ impl SledBackend {
             Ok(read) => read.map_err(|error| self.failed(error)),
             Err(_) => Err(damaged("sled cannot read a page of it")),
         }
+    }
+}
+
+impl Drop for SledBackend {
+    fn drop(&mut self) {
+        // The next opening does it again, and the directory is ours alone.
+        let _ = directory::close_to_others(&self.path);
     }
 }
 
@@ -146,7 +156,8 @@ impl Backend for SledBackend {
             // The store stays ours until the note is written, whatever becomes of this future.
             let (path, lock) = (self.path.clone(), Arc::clone(&self.lock));
             let written = tokio::task::spawn_blocking(move || {
-                let written = directory::write_note(&path, &note);
+                let written = directory::write_note(&path, &note)
+                    .and_then(|()| directory::close_to_others(&path));
                 drop(lock);
                 written
             })

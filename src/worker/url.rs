@@ -64,6 +64,20 @@ fn parse(text: &str, protocol: &Protocol, tls: bool) -> Result<Url, String> {
     Ok(url)
 }
 
+/// Whether this is a broker on another machine that is spoken to without TLS.
+pub(crate) fn is_plain_to_elsewhere(text: &str) -> bool {
+    // The parser knows the hosts of web schemes only, IP addresses among them.
+    let Some(rest) = text.strip_prefix(AMQP.scheme).and_then(|rest| rest.strip_prefix("://"))
+    else {
+        return false;
+    };
+    let Ok(url) = Url::parse(&format!("http://{rest}")) else { return true };
+    let host = url.host_str().unwrap_or_default();
+    let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    let is_local = address.map_or(host == "localhost", |address| address.is_loopback());
+    !is_local
+}
+
 /// A URL for people: without user, password, query and fragment.
 pub(crate) fn shown(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
@@ -104,6 +118,22 @@ mod tests {
         let problem = parse_http("https://host", false).unwrap_err();
         assert!(problem.contains("--features tls"), "{problem}");
         assert!(check_broker("amqps://host", false).is_err());
+    }
+
+    #[test]
+    fn a_broker_elsewhere_without_tls_is_known() {
+        for plain in ["amqp://h", "amqp://u:p@10.0.0.1:5672/%2f", "amqp://[2001:db8::1]"] {
+            assert!(is_plain_to_elsewhere(plain), "{plain}");
+        }
+        for fine in [
+            "memory:",
+            "amqps://h",
+            "amqp://u:p@localhost/%2f",
+            "amqp://127.0.0.9",
+            "amqp://[::1]:1",
+        ] {
+            assert!(!is_plain_to_elsewhere(fine), "{fine}");
+        }
     }
 
     #[test]

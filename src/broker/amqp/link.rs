@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use lapin::tcp::{AsyncTcpStream, TLSConfig};
+use lapin::tcp::AsyncTcpStream;
 use lapin::uri::AMQPScheme;
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::timeout;
@@ -63,6 +63,13 @@ async fn connect(options: &AmqpOptions, socket: Arc<Mutex<Socket>>) -> lapin::Re
         .with_client_property("product".into(), env!("CARGO_PKG_NAME").into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let runtime = lapin::runtime::default_runtime()?;
+    #[cfg(feature = "tls")]
+    let connector = match uri.scheme {
+        AMQPScheme::AMQP => None,
+        AMQPScheme::AMQPS => Some(lapin::tcp::RustlsConnector::from(
+            super::tls::config(&options.tls).map_err(io::Error::other)?,
+        )),
+    };
     Connection::connector(
         uri,
         runtime,
@@ -74,10 +81,16 @@ async fn connect(options: &AmqpOptions, socket: Arc<Mutex<Socket>>) -> lapin::Re
             }
             match uri.scheme {
                 AMQPScheme::AMQP => Ok(stream),
-                AMQPScheme::AMQPS => {
-                    let host = &uri.authority.host;
-                    Ok(stream.into_tls(host, TLSConfig::default()).await?)
-                }
+                #[cfg(feature = "tls")]
+                AMQPScheme::AMQPS => match &connector {
+                    Some(connector) => {
+                        Ok(stream.into_rustls(connector, &uri.authority.host).await?)
+                    }
+                    None => Err(io::Error::other("TLS was not set up").into()),
+                },
+                // Such a url is refused when it is parsed.
+                #[cfg(not(feature = "tls"))]
+                AMQPScheme::AMQPS => Err(io::Error::other("built without TLS").into()),
             }
         },
         properties,
@@ -138,6 +151,10 @@ impl Place {
 
     /// The error for what the broker or the system said while we were `doing` something.
     pub(super) fn lost(&self, doing: &str, error: &lapin::Error) -> BrokerError {
+        #[cfg(feature = "tls")]
+        if let Some(explained) = super::tls::explained(error, self.0.host()) {
+            return self.lost_by(format!("{doing}: {explained}"));
+        }
         self.lost_by(format!("{doing}: {error}"))
     }
 

@@ -21,12 +21,14 @@ mod publish;
 #[cfg(feature = "worker")]
 pub(crate) mod raw;
 mod session;
+#[cfg(feature = "tls")]
+mod tls;
 mod url;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
 use self::link::Link;
-pub use self::url::{AmqpOptions, AmqpUrlError};
+pub use self::url::{AmqpOptions, AmqpTls, AmqpUrlError};
 use super::{Broker, BrokerError, PublishChannel, Session, Subscription};
 
 /// Stack in bytes that every thread needs to survive the deepest headers of one frame of 128 KiB.

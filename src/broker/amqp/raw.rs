@@ -4,7 +4,7 @@
 //! than gets, because RabbitMQ refuses `basic.get` on a quorum queue with a single active consumer, and lets it reach
 //! behind a message that a worker holds on every other queue. Blocking, with a limit on every wait and on every length
 //! that the other side names: for a command, not for the runtime. The message stays the broker's until
-//! [`RawConnection::ack`]; dropping the connection returns it. Refuses TLS.
+//! [`RawConnection::ack`]; dropping the connection returns it.
 
 mod content;
 mod method;
@@ -13,7 +13,7 @@ mod wire;
 use std::io;
 use std::time::Duration;
 
-use lapin::uri::AMQPScheme;
+use lapin::uri::SASLMechanism;
 use tokio::time::Instant;
 
 use self::content::Cursor;
@@ -84,9 +84,6 @@ pub(crate) enum RawError {
     /// The broker, or whatever is at its address, said what it must not.
     #[error("broker {address}: {problem}")]
     Protocol { address: String, problem: String },
-    /// The url asks for TLS.
-    #[error("amqps is not supported by this command yet: give the url of a plain AMQP listener")]
-    Tls,
 }
 
 /// One connection with one channel.
@@ -96,21 +93,25 @@ pub(crate) struct RawConnection {
 }
 
 impl RawConnection {
-    /// Connects, logs in by PLAIN and opens a channel.
+    /// Connects, logs in by PLAIN, or by our certificate if the url says so, and opens a channel.
     pub(crate) fn open(options: &AmqpOptions) -> Result<Self, RawError> {
         let uri = options.uri();
-        if uri.scheme == AMQPScheme::AMQPS {
-            return Err(RawError::Tls);
-        }
-        let host = (uri.authority.host.as_str(), uri.authority.port);
-        let mut connection = Self { wire: Wire::connect(host, options.url().address())? };
+        let mut connection = Self { wire: Wire::connect(options)? };
         let login = uri.authority.userinfo;
         let response = format!("\0{}\0{}", login.username, login.password);
-        connection.log_in(response.as_bytes(), uri.vhost.as_bytes())?;
+        let login = match uri.query.auth_mechanism {
+            Some(SASLMechanism::External) => (&b"EXTERNAL"[..], &b""[..]),
+            _ => (&b"PLAIN"[..], response.as_bytes()),
+        };
+        connection.log_in(login, uri.vhost.as_bytes())?;
         Ok(connection)
     }
 
-    fn log_in(&mut self, response: &[u8], vhost: &[u8]) -> Result<(), RawError> {
+    fn log_in(
+        &mut self,
+        (mechanism, response): (&[u8], &[u8]),
+        vhost: &[u8],
+    ) -> Result<(), RawError> {
         self.wire.write(b"AMQP\x00\x00\x09\x01")?;
         self.wire.expect(CONNECTION_START)?;
         // Without the first a wrong password is a closed socket, without the second a deleted queue is silence.
@@ -122,7 +123,7 @@ impl RawConnection {
         ];
         let properties = [&short(b"capabilities")[..], b"F", &long(&abilities.concat())];
         let start =
-            [&long(&properties.concat())[..], &short(b"PLAIN"), &long(response), &short(b"en_US")];
+            [&long(&properties.concat())[..], &short(mechanism), &long(response), &short(b"en_US")];
         self.wire.send(0, CONNECTION_START_OK, &start.concat())?;
         let tune = self.wire.expect(CONNECTION_TUNE)?;
         let mut tune = Cursor::new(&tune);

@@ -4,6 +4,7 @@
 //! unknown parameter, a vhost with an empty name, TLS that was not compiled in.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -21,7 +22,18 @@ pub struct AmqpOptions {
     pub heartbeat: Duration,
     /// What the broker's listings call our connections; default `onceward`.
     pub connection_name: String,
+    /// Certificates for `amqps://`; default: the system's CAs are trusted, and we show none.
+    pub tls: AmqpTls,
     url: AmqpUrl,
+}
+
+/// Files of certificates for `amqps://`, all in PEM; read at each connection, so they can be renewed in their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AmqpTls {
+    /// Certificates of the CAs that are trusted, and no others; `None` is the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Our certificate with those between it and its CA, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 impl AmqpOptions {
@@ -36,8 +48,23 @@ impl AmqpOptions {
         Ok(Self {
             heartbeat: Duration::from_secs(heartbeat),
             connection_name: "onceward".to_owned(),
+            tls: AmqpTls::default(),
             url,
         })
+    }
+
+    /// Reads the files of [`Self::tls`] if the url is one of `amqps://`, to know before the first connection.
+    ///
+    /// # Errors
+    ///
+    /// If one cannot be read or is no certificate, or the key is another's; the text names the file.
+    pub fn check_certificates(&self) -> Result<(), AmqpUrlError> {
+        #[cfg(feature = "tls")]
+        if self.url.0.scheme == AMQPScheme::AMQPS {
+            let checked = super::tls::config(&self.tls).map(drop);
+            return checked.map_err(AmqpUrlError::Certificates);
+        }
+        Ok(())
     }
 
     pub(super) const fn url(&self) -> &AmqpUrl {
@@ -54,11 +81,16 @@ impl AmqpOptions {
     }
 }
 
-/// Why a text is not the url of a broker; never contains the password.
+/// Why the broker cannot be reached as it is said; never contains the password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an AMQP url (amqp://user:password@host:port/vhost): {problem}")]
-pub struct AmqpUrlError {
-    problem: String,
+#[non_exhaustive]
+pub enum AmqpUrlError {
+    /// The text is not the url of a broker: mend it.
+    #[error("not an AMQP url (amqp://user:password@host:port/vhost): {0}")]
+    Url(String),
+    /// A file of certificates cannot be used: mend it, or name another.
+    #[error("{0}")]
+    Certificates(String),
 }
 
 /// An AMQP url whose password shows in no text.
@@ -78,8 +110,8 @@ impl AmqpUrl {
         }
         check_parameters(query)?;
         // What remains of lapin's texts are the fixed ones of the url and number parsers.
-        let mut uri: AMQPUri = text.parse().map_err(|text: String| AmqpUrlError {
-            problem: if text.contains('\'') { "it has no host".to_owned() } else { text },
+        let mut uri: AMQPUri = text.parse().map_err(|text: String| {
+            AmqpUrlError::Url(if text.contains('\'') { "it has no host".to_owned() } else { text })
         })?;
         // lapin takes an IPv6 address for no host at all, and no host for localhost.
         if let Some((_, host)) =
@@ -106,6 +138,11 @@ impl AmqpUrl {
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         let vhost = self.0.vhost.replace('/', "%2f");
         format!("{user}@{host}:{}/{vhost}", authority.port)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn host(&self) -> &str {
+        &self.0.authority.host
     }
 
     pub(super) fn user(&self) -> &str {
@@ -156,7 +193,7 @@ fn check_parameters(query: &str) -> Result<(), AmqpUrlError> {
 }
 
 fn problem(text: &str) -> AmqpUrlError {
-    AmqpUrlError { problem: text.to_owned() }
+    AmqpUrlError::Url(text.to_owned())
 }
 
 #[cfg(test)]

@@ -43,9 +43,11 @@ impl Place {
         (place, disk)
     }
 
-    /// One on each kind of disk.
-    pub(super) fn both() -> [Self; 2] {
-        [Self::sled(), Self::simulated().0]
+    /// One on each kind of disk, and an encrypted one.
+    pub(super) fn each() -> [Self; 3] {
+        let mut encrypted = Self::sled();
+        encrypted.options.key = Some(StoreKey::new([5; 32]));
+        [Self::sled(), Self::simulated().0, encrypted]
     }
 
     pub(super) async fn open<T>(&self, work: impl AsyncFnOnce(&Store, QueueId) -> T) -> T {
@@ -102,7 +104,7 @@ pub(super) async fn set_state(store: &Store, key: KeyId, new: Option<KeyState>) 
 
 #[tokio::test]
 async fn the_state_of_a_key_is_that_of_the_last_commit_handed_in_durable_or_not() {
-    for place in Place::both() {
+    for place in Place::each() {
         let key = place
             .open(async |store, queue| {
                 let key = store.key_id(queue, &Key::new(b"k"));
@@ -142,7 +144,7 @@ async fn the_state_of_a_key_is_that_of_the_last_commit_handed_in_durable_or_not(
 #[tokio::test]
 async fn values_of_any_size_come_back_whole_and_leave_nothing_behind() {
     let sizes = [0, 1, INLINE_BYTES_MAX - 1, INLINE_BYTES_MAX, 4000, 4001, 8000, 24_001, 150_000];
-    for place in Place::both() {
+    for place in Place::each() {
         for (number, size) in (0..).zip(sizes) {
             let body: Vec<u8> = (0..size).map(|_| fastrand::u8(..)).collect();
             let key = place
@@ -207,7 +209,7 @@ async fn values_of_any_size_come_back_whole_and_leave_nothing_behind() {
 
 #[tokio::test]
 async fn a_large_value_whose_commit_never_came_is_gone_after_the_next_open() {
-    for place in Place::both() {
+    for place in Place::each() {
         let kept = place
             .open(async |store, queue| {
                 let key = store.key_id(queue, &Key::new(b"k"));
@@ -294,7 +296,7 @@ async fn a_power_cut_keeps_all_of_a_commit_or_nothing() {
 
 #[tokio::test]
 async fn what_was_not_confirmed_comes_back_in_commit_order_until_it_is() {
-    for place in Place::both() {
+    for place in Place::each() {
         place
             .open(async |store, queue| {
                 for number in 0..200 {

@@ -28,7 +28,7 @@ fn is_forgotten(outcome: Option<Outcome>) -> bool {
 #[tokio::test]
 async fn a_record_is_known_as_expired_for_one_more_retention() {
     const RECORDS: u64 = 3000;
-    for place in Place::both() {
+    for place in Place::each() {
         let clock = &place.options.clock;
         place
             .open(async |store, queue| {
@@ -59,7 +59,7 @@ async fn a_record_is_known_as_expired_for_one_more_retention() {
 
 #[tokio::test]
 async fn each_class_of_a_queue_has_a_retention_of_its_own() {
-    for place in Place::both() {
+    for place in Place::each() {
         let clock = &place.options.clock;
         let classes = [("short", 10), ("long", 600)]
             .map(|(class, seconds)| (class.to_owned(), Duration::from_secs(seconds)));
@@ -99,7 +99,7 @@ async fn each_class_of_a_queue_has_a_retention_of_its_own() {
 
 #[tokio::test]
 async fn what_was_forgotten_runs_again_and_its_next_record_counts() {
-    for place in Place::both() {
+    for place in Place::each() {
         let check = async |expected: fn(Option<Outcome>) -> bool| {
             place.open(async |store, _| assert!(expected(outcome(store, 7).await))).await;
         };
@@ -137,7 +137,7 @@ async fn what_was_forgotten_runs_again_and_its_next_record_counts() {
 
 #[tokio::test]
 async fn an_earlier_record_does_not_come_back_when_a_later_one_leaves_first() {
-    for place in Place::both() {
+    for place in Place::each() {
         let short = QueueRetention { retention: Duration::from_secs(5), ..queue("short") };
         let opened = Store::open(&place.options, &[queue("orders"), short], &|_| ()).await;
         let (store, committer, ids) = opened.expect("it opens");
@@ -161,7 +161,7 @@ async fn an_earlier_record_does_not_come_back_when_a_later_one_leaves_first() {
 
 #[tokio::test]
 async fn what_was_forgotten_is_never_known_as_expired() {
-    for place in Place::both() {
+    for place in Place::each() {
         place
             .open(async |store, queue| {
                 persist(store, queue, [record(1), record(2), forgotten(1)].into_iter()).await;
@@ -269,7 +269,7 @@ async fn a_record_outlives_its_retention_while_what_its_message_sends_is_not_con
 
 #[tokio::test]
 async fn the_later_record_counts_also_after_the_clock_went_back() {
-    for mut place in Place::both() {
+    for mut place in Place::each() {
         place
             .open(async |store, queue| {
                 persist(store, queue, [record(1)].into_iter()).await;

@@ -19,7 +19,7 @@ async fn forget_it(place: &Place, id: &[u8], dry_run: bool) -> Result<Forgotten,
 
 #[tokio::test]
 async fn steps_that_were_begun_are_forgotten_with_their_message_and_finished_ones_stay() {
-    for (place, begun) in Place::both().into_iter().zip([3, 200]) {
+    for (place, begun) in Place::each().into_iter().zip([3, 200]) {
         place
             .open(async |store, queue| {
                 let identity = identity(store, b"1");

@@ -14,7 +14,7 @@ use crate::message::Key;
 async fn watermarks_survive_and_their_rows_are_bounded() {
     let producer = Identity::from_bytes([5; 16]);
     let sequence = |number| SequenceId { producer, number };
-    for place in Place::both() {
+    for place in Place::each() {
         place
             .open(async |store, queue| {
                 for first in (1..8000).step_by(200) {
@@ -42,7 +42,7 @@ async fn watermarks_survive_and_their_rows_are_bounded() {
 
 #[tokio::test]
 async fn a_commit_of_a_hundred_messages_fits_a_batch() {
-    for place in Place::both() {
+    for place in Place::each() {
         place
             .open(async |store, queue| {
                 let producer = |number: u64| Identity::from_bytes((number as u128).to_le_bytes());
@@ -78,7 +78,7 @@ async fn a_commit_of_a_hundred_messages_fits_a_batch() {
 #[tokio::test]
 async fn the_largest_commit_that_there_can_be_fits_a_batch() {
     const PRODUCERS: u64 = 8;
-    for place in Place::both() {
+    for place in Place::each() {
         place
             .open(async |store, queue| {
                 let producer = |number: u64| Identity::from_bytes((number as u128).to_le_bytes());

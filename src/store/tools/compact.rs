@@ -1,10 +1,12 @@
 //! Rewrites a store: the engine's files never shrink by themselves.
 //!
-//! Every row is copied as it is, damaged ones too. A crash leaves the old store or the new one.
+//! Every row is copied as it is, damaged ones too, and an encrypted one encrypted. A crash leaves the old store or the
+//! new one.
 
-use super::super::StoreOptions;
-use super::super::backend::{Backend as _, StoreError};
-use super::super::swap;
+use std::sync::Arc;
+
+use super::super::backend::{Backend, StoreError};
+use super::super::{StoreOptions, encrypted, swap};
 use super::Watch;
 use super::reader::Reader;
 use super::rebuild::{Rebuild, needs_directory, open, replace, unusable};
@@ -26,8 +28,8 @@ pub struct Compacted {
 /// # Errors
 ///
 /// [`StoreError::InUse`] if a worker runs on it; [`StoreError::Unusable`] if there is none, or the directory cannot be
-/// written; [`StoreError::Damaged`] if the engine cannot read it; [`StoreError::Failed`] if the disk is full. The
-/// store is as it was then.
+/// written; [`StoreError::Key`] without its key; [`StoreError::Damaged`] if the engine cannot read it;
+/// [`StoreError::Failed`] if the disk is full. The store is as it was then.
 pub async fn compact(
     options: &StoreOptions,
     watch: &mut dyn Watch,
@@ -40,11 +42,8 @@ pub async fn compact(
     let read_size =
         || swap::files_bytes(path).map_err(|error| unusable(path, "reading its size", &error));
     let before_bytes = read_size()?;
-    let note = old.note().await?;
-    let reader = Reader::of(std::sync::Arc::new(old), options);
-    let copied = copy(&reader, options, note, watch).await;
-    // Closed before its files go.
-    drop(reader);
+    // Closed, by its last handle, before its files go.
+    let copied = copy(Arc::new(old), options, watch).await;
     let replaced = match copied {
         Ok(rows) => replace(path, &lock).map(|()| rows),
         Err(error) => {
@@ -57,18 +56,19 @@ pub async fn compact(
 }
 
 async fn copy(
-    reader: &Reader,
+    old: Arc<dyn Backend>,
     options: &StoreOptions,
-    note: Option<Vec<u8>>,
     watch: &mut dyn Watch,
 ) -> Result<u64, StoreError> {
     // What the worker before wrote, and this version does not know, would be read wrongly by no one: it is refused.
-    reader.meta().await?;
-    let mut new = Rebuild::begin(&options.path, options.cache_bytes).await?;
+    Reader::of(encrypted::wrap(Arc::clone(&old), options).await?, options).meta().await?;
+    let note = old.note().await?;
+    let reader = Reader::of(old, options);
+    let mut new = Rebuild::begin_bare(options).await?;
     let mut copied = 0;
     let mut rows = reader.rows(b"");
     while let Some((key, value)) = rows.next().await? {
-        new.put(key, value).await?;
+        new.copy(key, value).await?;
         copied += 1;
         watch.progress(copied);
     }

@@ -85,6 +85,7 @@ pub async fn import(
 fn take_empty(path: &Path) -> Result<File, ImportError> {
     let failed = |error: io::Error| unusable(path, "making the directory", &error);
     let made = directory::make_directory(path).map_err(failed)?;
+    directory::refuse_others(path)?;
     // Before the lock, whose file would be put among whatever is there.
     let is_vacant = || swap::is_vacant(path).map_err(failed);
     let not_empty = || ImportError::NotEmpty { path: path.to_owned() };
@@ -109,7 +110,7 @@ async fn read(
 ) -> Result<Imported, ImportError> {
     let mut lines = Lines { input, number: 0, line: Vec::new(), hasher: blake3::Hasher::new() };
     let header = header(&mut lines)?;
-    let rebuild = Rebuild::begin(&options.path, options.cache_bytes).await?;
+    let rebuild = Rebuild::begin(options).await?;
     let mut restore = Restore::begin(rebuild, header).await?;
     loop {
         let blake3 = lines.hasher.finalize();

@@ -59,6 +59,12 @@ impl std::fmt::Display for Damage {
     }
 }
 
+/// What is wrong with one row, if anything is.
+#[cfg(test)]
+pub(super) fn row_damage(key: &[u8], value: &[u8]) -> Option<Damage> {
+    row::decode(key, value).err().map(|problem| Damage::new(key, problem))
+}
+
 /// Is told how a long look at a store goes; `()` does not listen.
 pub trait Watch: Send {
     /// So many rows or lines are done.

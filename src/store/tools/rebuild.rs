@@ -5,32 +5,52 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Backend as _, Batch, StoreError};
+use super::super::backend::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Backend, Batch, StoreError};
 use super::super::engine::SledBackend;
-use super::super::{StoreOptions, swap};
+use super::super::{StoreOptions, encrypted, swap};
 
 /// A store that is written.
 pub(super) struct Rebuild {
-    backend: SledBackend,
+    backend: Arc<dyn Backend>,
     batch: Batch,
 }
 
 impl Rebuild {
-    /// Makes an empty store beside what is in the directory.
-    pub(super) async fn begin(path: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
-        let new = swap::new_store(path);
-        let backend = open(new, cache_bytes).await?;
-        Ok(Self { backend, batch: Batch::default() })
+    /// Makes an empty store beside what is in the directory; its rows are encrypted if the options have a key.
+    pub(super) async fn begin(options: &StoreOptions) -> Result<Self, StoreError> {
+        let bare = Self::begin_bare(options).await?;
+        let backend = encrypted::wrap(bare.backend, options).await?;
+        Ok(Self { backend, batch: bare.batch })
+    }
+
+    /// As [`Self::begin`], for rows as another engine had them, encrypted or not.
+    pub(super) async fn begin_bare(options: &StoreOptions) -> Result<Self, StoreError> {
+        let new = swap::new_store(&options.path);
+        let backend = open(new, options.cache_bytes).await?;
+        Ok(Self { backend: Arc::new(backend), batch: Batch::default() })
     }
 
     /// Adds a row of at most [`VALUE_BYTES_MAX`](super::super::backend::VALUE_BYTES_MAX).
     pub(super) async fn put(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
-        let bytes = self.batch.bytes() + key.len() + value.len();
+        self.make_room(key.len() + value.len()).await?;
+        self.batch.put(key, value);
+        Ok(())
+    }
+
+    /// Adds a row as another engine had it.
+    pub(super) async fn copy(&mut self, key: Vec<u8>, value: Vec<u8>) -> Result<(), StoreError> {
+        self.make_room(key.len() + value.len()).await?;
+        self.batch.put_stored(key, value);
+        Ok(())
+    }
+
+    async fn make_room(&mut self, row_bytes: usize) -> Result<(), StoreError> {
+        let bytes = self.batch.bytes() + row_bytes;
         if self.batch.len() == BATCH_OPS_MAX || bytes > BATCH_BYTES_MAX {
             self.backend.commit(std::mem::take(&mut self.batch)).await?;
         }
-        self.batch.put(key, value);
         Ok(())
     }
 

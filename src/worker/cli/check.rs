@@ -1,8 +1,8 @@
 //! `onceward check`: what a configuration would consume and what it would cost, or all that is
 //! wrong with it.
 //!
-//! Talks to no broker and opens no store. The report is data first; text and JSON are two views of
-//! it.
+//! Talks to no broker and opens no store, but reads certificates. The report is data first; text and JSON are two
+//! views of it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::run::amqp_options;
 use super::{ConfigArgs, Exit, complain, print};
 use crate::clock::duration_ms;
 use crate::identity::Scope;
@@ -60,6 +61,16 @@ pub fn run(args: &CheckArgs) -> ExitCode {
             return Exit::Configuration.into();
         }
     };
+    if !config.broker.is_memory()
+        && let Err(failed) = amqp_options(&config.broker)
+    {
+        let errors = ConfigErrors::of_key("broker", format!("{failed:#}"));
+        if args.json {
+            print(&errors_as_json(&errors));
+        }
+        complain(&errors);
+        return Exit::Configuration.into();
+    }
     let report = match estimate(&config, &args.rate, BYTES_PER_ID) {
         Ok(estimate) => Report::new(&config, &estimate),
         Err(problem) => {
@@ -73,7 +84,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         print(&report);
     }
     let of_queues = report.queues.iter().flat_map(|queue| &queue.warnings);
-    for warning in of_queues.chain(&report.warning) {
+    for warning in of_queues.chain(&report.warnings) {
         complain(&format_args!("warning: {warning}"));
     }
     ExitCode::SUCCESS
@@ -91,8 +102,8 @@ struct Report {
     queues: Vec<QueueReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<Needs>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warning: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,7 +160,7 @@ impl Report {
             disk_bytes: estimate.disk_bytes,
         };
         let max_size = config.store.size_bytes_max;
-        let warning = estimate.over_max_size.then(|| {
+        let too_large = estimate.over_max_size.then(|| {
             format!(
                 "{} of disk at these rates is over store.max_size = {:?}: intake would stop; \
                  shorten retention or raise max_size",
@@ -169,7 +180,7 @@ impl Report {
             http: config.http_listen.map(|address| address.to_string()),
             queues: config.queues.iter().map(|queue| QueueReport::new(queue, estimate)).collect(),
             total: (!estimate.queues.is_empty()).then_some(total),
-            warning,
+            warnings: config.warnings().iter().cloned().chain(too_large).collect(),
         }
     }
 }
@@ -360,7 +371,7 @@ queues.orders
 total   604800000 ids: 27.0 GiB of memory, 72.1 GiB of disk";
         let report = report(&["1000"]);
         assert_eq!(report.to_string(), expected);
-        let warning = report.warning.unwrap();
+        let [warning] = &report.warnings[..] else { panic!("{:?}", report.warnings) };
         assert!(warning.contains("is over store.max_size = \"10 GiB\""), "{warning}");
     }
 
@@ -368,7 +379,7 @@ total   604800000 ids: 27.0 GiB of memory, 72.1 GiB of disk";
     fn without_a_rate_nothing_is_reckoned() {
         let report = report(&[]);
         assert!(report.to_string().ends_with("dead letters orders.dead\n"));
-        assert!(report.warning.is_none());
+        assert!(report.warnings.is_empty());
     }
 
     #[test]

@@ -6,13 +6,17 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::Directive;
+use tracing::Metadata;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, fmt};
 
 use crate::worker::config::{LogConfig, LogFormat};
 
-/// Targets that would show bodies or passwords, and what they may say.
-const QUIET: [&str; 3] = ["lapin=off", "amq_protocol=off", "sled=off"];
+/// Crates that would show bodies or passwords. No directive lets them through: one for a module of theirs would win
+/// over a directive against the crate.
+const QUIET: [&str; 3] = ["lapin", "amq_protocol", "sled"];
 
 /// Installs the subscriber for the whole process.
 ///
@@ -20,23 +24,24 @@ const QUIET: [&str; 3] = ["lapin=off", "amq_protocol=off", "sled=off"];
 ///
 /// If there is one already.
 pub(crate) fn install(log: &LogConfig) -> anyhow::Result<()> {
-    let filter = QUIET
-        .iter()
-        .filter_map(|quiet| quiet.parse::<Directive>().ok())
-        .fold(EnvFilter::new(&log.level), EnvFilter::add_directive);
+    let filter = EnvFilter::new(&log.level).and(filter_fn(may_speak));
     let json = match log.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Json => true,
         LogFormat::Text => false,
     };
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    let installed = if json {
-        subscriber.json().with_span_list(false).try_init()
+    let lines =
+        fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let lines = if json {
+        lines.json().with_span_list(false).with_filter(filter).boxed()
     } else {
-        subscriber.try_init()
+        lines.with_filter(filter).boxed()
     };
+    let installed = tracing_subscriber::registry().with(lines).try_init();
     installed.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
+}
+
+fn may_speak(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    !QUIET.iter().any(|quiet| target.starts_with(quiet))
 }

@@ -25,6 +25,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::run::amqp_options;
 use super::{ConfigArgs, Exit, complain, print};
 use crate::broker::AmqpOptions;
 use crate::broker::amqp::raw::{Contents, Head, RawConnection, RawError, RawMessage, contents};
@@ -85,7 +86,7 @@ fn quarantine(args: &QuarantineArgs, config: &Config) -> anyhow::Result<()> {
     }
     let configured = config.queues.iter().find(|queue| queue.name == args.queue);
     let queue = configured.map_or(&args.queue, |queue| &queue.options.queue);
-    let options = AmqpOptions::new(config.broker.url.expose()).context("broker.url")?;
+    let options = amqp_options(&config.broker)?;
 
     let (mut connection, message) = head(&options, queue, args.wait)?;
     let contents = contents(&message);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{ConfigArgs, Exit, complain, logging, tokio_runtime};
 use crate::broker::{AmqpBroker, AmqpOptions, Broker, MemoryBroker};
@@ -42,6 +42,9 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         }
     };
     let started = logging::install(&config.log).and_then(|()| tokio_runtime());
+    for warning in config.warnings() {
+        warn!(problem = %warning, "the configuration should not stay so");
+    }
     let runtime = match started {
         Ok(runtime) => runtime,
         Err(failed) => {
@@ -85,14 +88,26 @@ async fn serve(config: Config) -> Exit {
 ///
 /// # Errors
 ///
-/// If the url is not one of AMQP.
+/// As [`amqp_options`].
 pub(crate) fn broker(config: &BrokerConfig) -> anyhow::Result<Arc<dyn Broker>> {
     if config.is_memory() {
         return Ok(Arc::new(MemoryBroker::new()));
     }
+    Ok(Arc::new(AmqpBroker::new(amqp_options(config)?)))
+}
+
+/// How RabbitMQ is reached, with certificates that can be used.
+///
+/// # Errors
+///
+/// If the url is not one of AMQP, or a file of certificates cannot be used.
+pub(crate) fn amqp_options(config: &BrokerConfig) -> anyhow::Result<AmqpOptions> {
     let mut options = AmqpOptions::new(config.url.expose()).context("broker.url")?;
     options.heartbeat = config.heartbeat;
-    Ok(Arc::new(AmqpBroker::new(options)))
+    options.tls.ca_file.clone_from(&config.tls.ca_file);
+    options.tls.identity.clone_from(&config.tls.identity);
+    options.check_certificates().context("broker")?;
+    Ok(options)
 }
 
 async fn start(config: Config, broker: Arc<dyn Broker>) -> anyhow::Result<Result<(), RunError>> {
@@ -115,7 +130,10 @@ async fn start(config: Config, broker: Arc<dyn Broker>) -> anyhow::Result<Result
             .with_context(|| format!("http.listen {address} cannot be bound"))?;
         info!(address = %listener.local_addr().unwrap_or(address), "serving /metrics /livez /readyz");
         let stopped = stopping.clone().cancelled_owned();
-        endpoint.spawn(admin::serve(listener, worker.health(), metrics, stopped));
+        let (health, token) = (worker.health(), config.http_token);
+        endpoint.spawn(async move {
+            admin::serve(listener, health, metrics, token.as_ref(), stopped).await
+        });
     }
     let ended = worker.run().await;
     stopping.cancel();

@@ -5,7 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::worker::config::{Config, ConfigErrors, VARIABLE_PREFIX};
+use crate::worker::config::{Config, ConfigErrors, SecretContents, VARIABLE_PREFIX};
 
 /// Read if it is there and no other file is named.
 const DEFAULT_FILE: &str = "config.toml";
@@ -59,7 +59,7 @@ impl ConfigArgs {
         };
         let file = text.as_deref().map(|text| (path, text));
         let mut config = Config::load(file, variables, &self.set)?;
-        config.resolve_secrets(|path| std::fs::read_to_string(path))?;
+        config.resolve_secrets(SecretContents::read)?;
         Ok(config)
     }
 

@@ -23,6 +23,11 @@ impl ConfigErrors {
         }])
     }
 
+    /// One error of a key that shows only in use.
+    pub(crate) fn of_key(path: &str, problem: String) -> Self {
+        Self(vec![ConfigError { origin: Origin::Nowhere, path: path.to_owned(), problem }])
+    }
+
     /// The errors one by one.
     pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
         self.0.iter()

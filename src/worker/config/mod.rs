@@ -4,9 +4,11 @@
 //! variables and arguments come in as values, and all errors come out at once. Does not look at the
 //! broker, the disk or the targets; whether they fit is found out at run time.
 
+mod broker;
 mod deliver;
 mod error;
 pub mod estimate;
+mod http;
 mod identity;
 mod log;
 pub(crate) mod protect;
@@ -14,6 +16,7 @@ mod queue;
 mod read;
 mod retention;
 mod secret;
+mod secret_file;
 mod sources;
 mod tree;
 pub mod units;
@@ -21,21 +24,22 @@ mod values;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
+pub use self::broker::{BrokerConfig, BrokerTls};
 pub use self::error::{ConfigError, ConfigErrors};
 pub use self::log::{LogConfig, LogFormat};
 pub use self::queue::QueueConfig;
 pub use self::secret::Secret;
+pub use self::secret_file::SecretContents;
 pub use self::sources::VARIABLE_PREFIX;
 pub use crate::worker::deliver::{CommandOptions, ExchangeOptions, HttpOptions, TargetOptions};
 
 use self::error::{Errors, Origin};
 use self::read::Section;
-use self::tree::Node;
+use self::secret_file::{SecretFile, SecretFiles, Secrets};
 use crate::store::StoreOptions;
-use crate::worker::url;
 
 /// Everything that the stock worker can be told.
 #[derive(Clone, Debug)]
@@ -48,45 +52,15 @@ pub struct Config {
     pub queues: Vec<QueueConfig>,
     /// Where metrics and health listen; `None` is nowhere.
     pub http_listen: Option<SocketAddr>,
+    /// What whoever asks there must show, with each request but `/livez`; `None` is nothing.
+    pub http_token: Option<Secret>,
     /// How long running handlers may go on after the shutdown began.
     pub drain: Duration,
     /// Table `[log]`.
     pub log: LogConfig,
-    url_file: Option<SecretFile>,
+    secrets: Secrets,
+    warnings: Vec<String>,
 }
-
-/// How the broker is reached.
-#[derive(Clone, Debug)]
-pub struct BrokerConfig {
-    /// `amqp://..`, `amqps://..` or `memory:`.
-    pub url: Secret,
-    /// Time between heartbeats.
-    pub heartbeat: Duration,
-}
-
-impl BrokerConfig {
-    /// Whether the broker is the in-process one.
-    #[must_use]
-    pub fn is_memory(&self) -> bool {
-        self.url.expose() == url::MEMORY
-    }
-
-    /// The address for people: without user and password.
-    #[must_use]
-    pub fn address(&self) -> String {
-        url::shown_broker(self.url.expose())
-    }
-}
-
-#[derive(Clone, Debug)]
-struct SecretFile {
-    path: PathBuf,
-    origin: Origin,
-}
-
-/// Shortest and longest time between heartbeats that AMQP can say, in whole seconds.
-const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
-const HEARTBEAT_MAX: Duration = Duration::from_secs(65_535);
 
 /// Less than this is a wrong unit rather than a wish.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
@@ -111,50 +85,70 @@ impl Config {
         let table = sources::merged(file, env, set, &errors);
         errors.check()?;
         let mut root = Section::root(&table, &errors);
-        let (broker, url_file) = read_broker(root.section("broker"));
-        let store = read_store(root.section("store"));
+        let mut secrets = Secrets::default();
+        let broker = broker::read(root.section("broker"), &mut secrets);
+        let store = read_store(root.section("store"), &mut secrets);
         let mut defaults = root.section("defaults");
         let shared = queue::read_defaults(&mut defaults);
         defaults.finish();
         let queues = queue::read_queues(&root.section("queues"), &shared);
-        let http_listen = read_http(root.section("http"));
+        let http_listen = http::read(root.section("http"), &mut secrets);
         let drain = read_shutdown(root.section("shutdown"));
         let log = log::read(root.section("log"));
         root.finish();
         errors.check()?;
-        Ok(Self { broker, store, queues, http_listen, drain, log, url_file })
+        Ok(Self {
+            broker,
+            store,
+            queues,
+            http_listen,
+            http_token: None,
+            drain,
+            log,
+            secrets,
+            warnings: Vec::new(),
+        })
     }
 
-    /// Reads the files that secrets are in, by `read_file`; the content without blanks around it
-    /// wins over `url`.
+    /// Reads the files that secrets are in, by `read_file`; what `url_file` holds, without blanks around it, wins over
+    /// `url`.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read, or its content is not what the key takes; the content is not
-    /// repeated.
+    /// All files that cannot be read, that others may read or write, or whose content is not what the key takes; the
+    /// content is not repeated.
     pub fn resolve_secrets(
         &mut self,
-        read_file: impl FnOnce(&Path) -> io::Result<String>,
+        read_file: impl FnMut(&Path) -> io::Result<SecretContents>,
     ) -> Result<(), ConfigErrors> {
-        let Some(file) = self.url_file.take() else {
-            return Ok(());
-        };
-        let read = read_file(&file.path).map_err(|error| format!("cannot be read: {error}"));
-        let checked = read.and_then(|text| {
-            let url = text.trim();
-            url::check_broker(url, cfg!(feature = "tls"))?;
-            Ok(Secret::new(url))
-        });
         let errors = Errors::default();
-        match checked {
-            Ok(url) => self.broker.url = url,
-            Err(problem) => errors.add(
-                file.origin,
-                "broker.url_file",
-                format!("{}: {problem}", file.path.display()),
-            ),
+        let mut files = SecretFiles { read_file, errors: &errors };
+        if let Some((url, warning)) = self.secrets.url.as_ref().and_then(|file| files.url(file)) {
+            self.broker.url = url;
+            self.warnings.extend(warning.map(|warning| format!("broker.url_file: {warning}")));
         }
+        if let Some(file) = &self.secrets.tls_key {
+            files.tls_key(file);
+        }
+        if let Some((origin, key)) = &self.secrets.tls_origin
+            && !self.broker.url.expose().starts_with("amqps://")
+        {
+            errors.add(
+                origin.clone(),
+                key,
+                "is for amqps:// only, and the broker's url is another",
+            );
+        }
+        self.warnings.extend(self.broker.warning());
+        self.store.key = self.secrets.store_key.as_ref().and_then(|file| files.store_key(file));
+        self.http_token = self.secrets.http_token.as_ref().and_then(|file| files.token(file));
         errors.check()
+    }
+
+    /// What runs, and should not be left so; known when the secrets are.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Checks that there is something to consume.
@@ -172,32 +166,7 @@ impl Config {
     }
 }
 
-fn read_broker(mut section: Section<'_>) -> (BrokerConfig, Option<SecretFile>) {
-    let url = section.read("url", |node| {
-        let text = values::string(node)?;
-        url::check_broker(&text, cfg!(feature = "tls"))?;
-        Ok(Secret::new(text))
-    });
-    let url_file = section.read("url_file", values::string);
-    let heartbeat = section.read("heartbeat", |node| {
-        let heartbeat = values::duration(HEARTBEAT_MIN)(node)?;
-        if heartbeat > HEARTBEAT_MAX || heartbeat.subsec_nanos() > 0 {
-            return Err("must be whole seconds, at most 65535s".to_owned());
-        }
-        Ok(heartbeat)
-    });
-    let url_file = url_file
-        .filter(|path| !path.is_empty())
-        .map(|path| SecretFile { path: path.into(), origin: section.origin_of("url_file") });
-    section.finish();
-    let broker = BrokerConfig {
-        url: url.unwrap_or_else(|| Secret::new("amqp://guest:guest@127.0.0.1:5672/%2f")),
-        heartbeat: heartbeat.unwrap_or(Duration::from_secs(10)),
-    };
-    (broker, url_file)
-}
-
-fn read_store(mut section: Section<'_>) -> StoreOptions {
+fn read_store(mut section: Section<'_>, secrets: &mut Secrets) -> StoreOptions {
     let path = section.read("path", values::path);
     let mut store = StoreOptions::new(path.unwrap_or_else(|| "./onceward-data".into()));
     if let Some(bytes) = section.read("cache", values::size(CACHE_BYTES_MIN, u64::MAX)) {
@@ -206,34 +175,9 @@ fn read_store(mut section: Section<'_>) -> StoreOptions {
     if let Some(bytes) = section.read("max_size", values::size(SIZE_BYTES_MIN, u64::MAX)) {
         store.size_bytes_max = bytes;
     }
+    secrets.store_key = SecretFile::read(&mut section, "key_file");
     section.finish();
     store
-}
-
-fn read_http(mut section: Section<'_>) -> Option<SocketAddr> {
-    let listen = section.read("listen", listen_address);
-    section.finish();
-    listen.unwrap_or_else(|| Some(SocketAddr::from(([127, 0, 0, 1], 9464))))
-}
-
-/// Nobody has to prove who they are at this address, so only this machine may reach it.
-fn listen_address(node: &Node) -> Result<Option<SocketAddr>, String> {
-    let text = values::string(node)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let Ok(address) = text.parse::<SocketAddr>() else {
-        let wanted = r#"write for example "127.0.0.1:9464", or "" for none"#;
-        return Err(format!("{text:?} is not an address and a port; {wanted}"));
-    };
-    if !address.ip().is_loopback() {
-        return Err(format!(
-            "{text:?} can be reached from other machines, and nothing there asks for a password; \
-             write \"127.0.0.1:{}\" and put a proxy before it",
-            address.port()
-        ));
-    }
-    Ok(Some(address))
 }
 
 fn read_shutdown(mut section: Section<'_>) -> Duration {

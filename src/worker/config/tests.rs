@@ -2,11 +2,13 @@
 //! with it.
 
 use super::*;
+use crate::StoreKey;
 use crate::broker::{Declare, Owner};
 use crate::identity::{OnMissingId, Scope, Source};
 use crate::options::{OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions, RetentionBy};
 use crate::worker::deliver::{HttpHeaders, HttpUrl};
 
+mod fuzz;
 mod repository;
 mod wrong;
 
@@ -228,7 +230,7 @@ fn a_secret_file_wins_over_the_url() {
     let mut asked = None;
     let read = |path: &Path| {
         asked = Some(path.to_owned());
-        Ok("amqp://me:hunter2@mq/%2f\n".to_owned())
+        Ok(contents("amqp://me:hunter2@mq/%2f\n", 0o600))
     };
     config.resolve_secrets(read).unwrap();
     assert_eq!(asked.as_deref(), Some(Path::new("/run/secrets/url")));
@@ -239,17 +241,91 @@ fn a_secret_file_wins_over_the_url() {
 
 #[test]
 fn a_secret_file_that_cannot_be_used_is_an_error_at_its_key() {
-    let resolve = |content: io::Result<String>| {
+    let resolve = |content: io::Result<SecretContents>| {
         let mut config = load("broker.url_file = 'secret'").unwrap();
-        config.resolve_secrets(|_| content).unwrap_err().to_string()
+        let mut content = Some(content);
+        config.resolve_secrets(|_| content.take().unwrap()).unwrap_err().to_string()
     };
     assert_eq!(
         resolve(Err(io::ErrorKind::NotFound.into())),
         "config.toml:1: broker.url_file: secret: cannot be read: entity not found"
     );
-    let wrong = resolve(Ok("hunter2".to_owned()));
+    let wrong = resolve(Ok(contents("hunter2", 0o600)));
     assert!(wrong.starts_with("config.toml:1: broker.url_file: secret: not a URL"), "{wrong}");
     assert!(!wrong.contains("hunter2"));
+}
+
+fn contents(text: &str, mode: u32) -> SecretContents {
+    SecretContents { bytes: text.as_bytes().to_vec().into(), mode }
+}
+
+const SECRETS: &str = "broker.url_file = 'u'\nstore.key_file = 'k'\nhttp.token_file = 't'\n\
+                       http.listen = '0.0.0.0:9464'\n";
+
+/// Resolves [`SECRETS`] with these modes.
+fn resolved(modes: [u32; 3]) -> Result<Config, ConfigErrors> {
+    let mut config = load(SECRETS).unwrap();
+    let read = |path: &Path| {
+        Ok(match path.to_str() {
+            Some("u") => contents("amqp://me:hunter2@mq/%2f", modes[0]),
+            Some("k") => contents(&"ab".repeat(32), modes[1]),
+            _ => contents("hunter2hunter2hunter2\n", modes[2]),
+        })
+    };
+    config.resolve_secrets(read).map(|()| config)
+}
+
+#[test]
+fn keys_and_tokens_that_others_may_read_are_refused_and_the_url_is_warned_of() {
+    let config = resolved([0o600, 0o400, 0o440]).unwrap();
+    assert_eq!(config.store.key, StoreKey::parse(&[0xab; 32]).ok());
+    assert_eq!(config.http_token, Some(Secret::new("hunter2hunter2hunter2")));
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    assert!(!format!("{config:?}").contains("abab"), "{config:?}");
+    assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+    assert!(config.warnings()[0].contains("without TLS"), "{:?}", config.warnings());
+
+    let said = resolved([0o644, 0o604, 0o620]).unwrap_err().to_string();
+    let expected = "\
+config.toml:2: store.key_file: k: others may read or write it (mode 0604): run `chmod 600 k`
+config.toml:3: http.token_file: t: others may read or write it (mode 0620): run `chmod 600 t`";
+    assert_eq!(said, expected);
+    let warnings = resolved([0o644, 0o600, 0o600]).unwrap().warnings().join(" ");
+    assert!(warnings.contains("broker.url_file: others may read"), "{warnings}");
+}
+
+#[test]
+fn a_token_that_can_be_guessed_or_not_be_sent_is_refused() {
+    for (token, problem) in [("short", "16 to 1024"), ("with a blank in it all", "visible ASCII")] {
+        let mut config = load("http.token_file = 't'").unwrap();
+        let refused = config.resolve_secrets(|_| Ok(contents(token, 0o600))).unwrap_err();
+        let text = refused.to_string();
+        assert!(text.contains(problem) && !text.contains(token), "{text}");
+    }
+}
+
+#[test]
+fn an_address_for_other_machines_needs_a_token() {
+    let refused = load("http.listen = '0.0.0.0:9464'").unwrap_err().to_string();
+    let expected =
+        "config.toml:1: http.listen: \"0.0.0.0:9464\" can be reached from other machines";
+    assert!(refused.starts_with(expected) && refused.contains("token_file"), "{refused}");
+    assert!(load("http = { listen = '0.0.0.0:9464', token_file = 't' }").is_ok());
+}
+
+#[test]
+fn certificates_are_for_amqps_and_come_with_their_key() {
+    for (file, problem) in [
+        ("broker = { cert_file = 'c' }", "without key_file"),
+        ("broker = { key_file = 'c' }", "without cert_file"),
+    ] {
+        let refused = load(file).unwrap_err().to_string();
+        assert!(refused.contains(problem), "{refused}");
+    }
+    let mut config = load("broker = { ca_file = 'ca' }").unwrap();
+    assert_eq!(config.broker.tls.ca_file.as_deref(), Some(Path::new("ca")));
+    let refused = config.resolve_secrets(|_| unreachable!("no secret is named")).unwrap_err();
+    assert!(refused.to_string().contains("broker.ca_file: is for amqps:// only"), "{refused}");
 }
 
 #[test]

@@ -1,15 +1,17 @@
-//! Frames of AMQP 0-9-1 over a plain socket, as bytes.
+//! Frames of AMQP 0-9-1 over a socket, as bytes.
 //!
 //! Owns the limits: how long the broker may be silent, and how long a frame may be. A close by the broker, and anything
 //! that is no frame, is an error; heartbeats are skipped. Knows the layout of frames, and no method but the closes.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
-use super::RawError;
+use lapin::uri::AMQPScheme;
+
 use super::content::Cursor;
 use super::method::{CHANNEL_CLOSE, CONNECTION_CLOSE, Method};
+use super::{AmqpOptions, RawError};
 
 /// Longest wait for one answer, or for the next bytes of one.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -22,11 +24,24 @@ const FRAME_METHOD: u8 = 1;
 const FRAME_HEARTBEAT: u8 = 8;
 
 /// A socket that speaks in frames.
-#[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     address: String,
+    /// For texts about its certificate.
+    #[cfg(feature = "tls")]
+    host: String,
     pub(super) frame_bytes_max: u32,
+}
+
+/// A socket, or TLS over one.
+trait Stream: Read + Write + Send {}
+
+impl<S: Read + Write + Send> Stream for S {}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Wire({})", self.address)
+    }
 }
 
 /// A frame that is no heartbeat.
@@ -60,10 +75,22 @@ impl Frame {
 }
 
 impl Wire {
-    /// Connects to host and port; `address` is for error texts.
-    pub(super) fn connect(host: (&str, u16), address: String) -> Result<Self, RawError> {
-        match connect(host) {
-            Ok(stream) => Ok(Self { stream, address, frame_bytes_max: FRAME_BYTES_FIRST }),
+    /// Connects to where the options say, by TLS if they say so.
+    pub(super) fn connect(options: &AmqpOptions) -> Result<Self, RawError> {
+        let (uri, address) = (options.uri(), options.url().address());
+        let host = uri.authority.host;
+        let stream = connect((&host, uri.authority.port)).and_then(|stream| match uri.scheme {
+            AMQPScheme::AMQP => Ok(Box::new(stream) as Box<dyn Stream>),
+            AMQPScheme::AMQPS => secured(stream, &host, options),
+        });
+        match stream {
+            Ok(stream) => Ok(Self {
+                stream,
+                address,
+                #[cfg(feature = "tls")]
+                host,
+                frame_bytes_max: FRAME_BYTES_FIRST,
+            }),
             Err(error) => Err(RawError::Unreachable { address, error }),
         }
     }
@@ -149,9 +176,21 @@ impl Wire {
                 io::Error::other(format!("no answer within {ANSWER_MAX:?}"))
             }
             io::ErrorKind::UnexpectedEof => io::Error::other("it closed the connection"),
-            _ => error,
+            _ => self.explained(error),
         };
         RawError::Unreachable { address: self.address.clone(), error }
+    }
+
+    #[cfg(feature = "tls")]
+    fn explained(&self, error: io::Error) -> io::Error {
+        let explained = super::super::tls::explained(&error, &self.host);
+        explained.map_or(error, io::Error::other)
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unused_self, reason = "with TLS it is used")]
+    const fn explained(&self, error: io::Error) -> io::Error {
+        error
     }
 
     pub(super) fn protocol(&self, problem: String) -> RawError {
@@ -173,4 +212,21 @@ fn connect(host: (&str, u16)) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// TLS over the socket; the handshake takes place with the first bytes.
+#[cfg(feature = "tls")]
+fn secured(stream: TcpStream, host: &str, options: &AmqpOptions) -> io::Result<Box<dyn Stream>> {
+    let config = super::super::tls::config(&options.tls).map_err(io::Error::other)?;
+    let name =
+        rustls::pki_types::ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name);
+    let connection = connection.map_err(io::Error::other)?;
+    Ok(Box::new(rustls::StreamOwned::new(connection, stream)))
+}
+
+/// Such a url is refused when it is parsed.
+#[cfg(not(feature = "tls"))]
+fn secured(_: TcpStream, _: &str, _: &AmqpOptions) -> io::Result<Box<dyn Stream>> {
+    Err(io::Error::other("built without TLS"))
 }

@@ -10,8 +10,8 @@ use crate::worker::cli::{ConfigArgs, Exit, complain};
 /// Write all that the store holds as JSON lines
 ///
 /// The format is described in docs/export.md. The file is readable by its owner only, as it has the store's secret key
-/// and the states of all keys; it is there whole or not at all. Ends with 74 if the store is damaged: then
-/// --skip-damaged writes what can be read.
+/// and the states of all keys, those of an encrypted store in clear too; it is there whole or not at all. Ends with 74
+/// if the store is damaged: then --skip-damaged writes what can be read.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ExportArgs {
     #[command(flatten)]

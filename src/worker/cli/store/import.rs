@@ -12,7 +12,8 @@ use crate::worker::cli::{ConfigArgs, Exit, complain, print};
 ///
 /// The store's directory must be missing or empty. All or nothing: an export that was cut off or changed is refused,
 /// and after a crash no worker starts on the directory until the import is run again. Never run workers on both the
-/// exported store and the imported one: they do not know of each other's messages.
+/// exported store and the imported one: they do not know of each other's messages. With [store] key_file the new store
+/// is encrypted, so this is the way to another key.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ImportArgs {
     #[command(flatten)]

@@ -9,7 +9,7 @@ fn the_file_of_the_repository_says_the_defaults() {
     let written = load(REPOSITORY_FILE).unwrap();
     let unwritten = load(&format!("{QUEUE}declare = 'classic'")).unwrap();
     let without_origin = |mut config: Config| {
-        config.url_file = None;
+        config.secrets = Secrets::default();
         format!("{config:?} {} {:?}", config.broker.url.expose(), config.broker.address())
     };
     assert_eq!(without_origin(written), without_origin(unwritten));

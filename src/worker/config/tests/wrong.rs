@@ -104,7 +104,7 @@ config.toml:17: queues.bills.dead_letter: "orders" must not be the queue itself:
 config.toml:18: queues.bills.retention: 5m is not longer than all attempts of one message can take, 8m 3s 500ms (10 times timeout 30s and waits of 3m 3s 500ms); lengthen retention or shorten retry
 config.toml:19: queues.bills.deliver.url: this binary is built without TLS; build it with --features tls, or write http://
 config.toml:19: queues.bills.deliver.verb: unknown key; known here: type, url, headers
-config.toml:21: http.listen: "0.0.0.0:9464" can be reached from other machines, and nothing there asks for a password; write "127.0.0.1:9464" and put a proxy before it
+config.toml:21: http.listen: "0.0.0.0:9464" can be reached from other machines, and nothing there asks for a password: write "127.0.0.1:9464", or name in token_file a file with a token that is to be shown
 config.toml:23: log.level: "infoo" is no level; did you mean "info"?
 config.toml:24: shutdwon: unknown key; did you mean "shutdown"?
 "#;
