@@ -4,8 +4,6 @@
 //! Method: the binary with a command for a handler, which kills its parent for some ids and takes a while for the
 //! others, so that many are always under way when the process ends. The file that the command writes is the ledger.
 
-#![expect(clippy::indexing_slicing, reason = "a panic is how a test fails")]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 

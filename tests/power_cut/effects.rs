@@ -255,9 +255,9 @@ impl Ledger {
 
     fn confirmed(&mut self, id: &str, sent: Sent) {
         assert_eq!(sent, Sent::of(sent.number), "what is sent follows from the state");
-        if let Some(before) = self.confirmed.insert(id.to_owned(), sent) {
-            assert_eq!(before.number, self.confirmed[id].number, "{id} is of two messages");
-        }
+        let number = sent.number;
+        let before = self.confirmed.insert(id.to_owned(), sent);
+        assert!(before.is_none_or(|before| before.number == number), "{id} is of two messages");
     }
 
     fn judge(&mut self, store: &Path, seen: &mut Seen) -> Result<(), String> {
