@@ -123,7 +123,7 @@ impl<'h> World<'h> {
             let is_old = rules.is_none_or(|rules| committed_ms + rules.retention_ms <= clock_ms);
             is_old && !self.is_needed(**id)
         };
-        kept.iter().find(may_leave).or(kept.first()).copied()
+        kept.iter().find(may_leave).or_else(|| kept.first()).copied()
     }
 
     /// Whether a record must stay because what its message sends is not confirmed, and no later copy has been carried.

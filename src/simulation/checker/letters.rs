@@ -84,6 +84,14 @@ fn published(
         report.broken(Predicate::P12, what);
     }
     if row.has_id {
+        // Its readers know a repetition by the id.
+        let mut others = world.outbox.letters_of(message);
+        let other = others.find(|other| other.id != id && other.letter.reason == letter.reason);
+        if let Some(other) = other {
+            let (text, before) = (world.text(message), other.id);
+            let what = format!("dead letter {id} of {text} was published before as {before}");
+            report.broken(Predicate::P10, what);
+        }
         let dead = dead_records(world, message).find(|(_, record)| {
             // One that was collected while it was under way counts too.
             world.commits[record.commit].synced_at.is_some_and(|synced| synced < now.at)

@@ -1,7 +1,7 @@
 //! Records: P2 (a message ends once, with all its effects), the commits of P4 (only what was delivered), and at rest
 //! P3 (everything accepted has ended) and P18 (nothing is left).
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::super::history::{Ended, Event};
 use super::rules::Commits;
@@ -103,7 +103,7 @@ fn ended(ended: &Ended) -> String {
 /// Every copy of a message that producers have published.
 #[derive(Default)]
 pub(super) struct AtRest {
-    copies: BTreeMap<u64, Copy>,
+    copies: HashMap<u64, Copy>,
 }
 
 struct Copy {
@@ -135,18 +135,24 @@ impl Judge for AtRest {
 impl AtRest {
     fn rest(&self, world: &World<'_>, report: &mut Report<'_>) {
         let sees = &world.rules().sees;
+        let mut left: Vec<(&u64, &Copy, bool)> = Vec::new();
         for (number, copy) in &self.copies {
-            let Copy { message, accepted, is_acked } = copy;
-            if world.messages[*message].rules.is_none() {
-                continue;
+            let has_ended = !sees.has_records() || has_ever_ended(world, copy.message);
+            let is_settled = copy.is_acked || !sees.channels;
+            let is_consumed = world.messages[copy.message].rules.is_some();
+            if is_consumed && !(has_ended && is_settled) {
+                left.push((number, copy, has_ended));
             }
-            let text =
-                format!("{}, copy {number}, accepted at entry {accepted},", world.text(*message));
-            let has_ended = !sees.has_records() || has_ever_ended(world, *message);
+        }
+        left.sort_unstable_by_key(|(_, copy, _)| copy.accepted);
+        for (number, copy, has_ended) in left {
+            let Copy { message, accepted, is_acked } = copy;
+            let text = world.text(*message);
+            let text = format!("{text}, copy {number}, accepted at entry {accepted},");
             if sees.channels && !is_acked {
                 let on_record = if has_ended { "it has ended" } else { "it has not ended" };
                 report.broken(Predicate::P18, format!("{text} is not acked, and {on_record}"));
-            } else if !has_ended {
+            } else {
                 report.broken(Predicate::P3, format!("{text} has not ended"));
             }
         }

@@ -139,9 +139,10 @@ impl Order {
 }
 
 impl Lane {
-    /// Where a message was first delivered.
+    /// Where a message was first delivered that had not ended before.
     fn place(&self, message: MessageId) -> Option<usize> {
-        self.deliveries.iter().position(|(other, _)| *other == message)
+        let mut waiting = self.deliveries.iter().enumerate().skip(self.head);
+        waiting.find(|(_, (other, _))| *other == message).map(|(place, _)| place)
     }
 
     fn skip_ended(&mut self, world: &World<'_>, before: RecordId) {

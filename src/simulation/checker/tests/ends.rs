@@ -347,6 +347,19 @@ fn a_dead_letter_that_says_otherwise_than_the_record_is_found() {
 }
 
 #[test]
+fn a_dead_letter_under_a_second_id_is_found() {
+    let (mut story, a) = (Story::new(), message("a", None));
+    story.handles(1, &a);
+    story.makes_durable(dead(&a, "rejected", 1));
+    story.buries(letter(&a, "rejected", 1));
+    story.buries(letter(&a, "rejected", 1));
+    story.holds();
+    story.buries_in("orders.dead", "l2".into(), letter(&a, "rejected", 1));
+    story
+        .breaks(Predicate::P10, "dead letter l2 of orders/a was published before as dead-orders/a");
+}
+
+#[test]
 fn a_dead_letter_before_the_decision_is_durable_is_found() {
     let (mut story, a) = (Story::new(), message("a", None));
     story.handles(1, &a);
