@@ -113,6 +113,7 @@ impl Settler<'_> {
             match self.window.next_due() {
                 None => arrived.await,
                 Some(due) => tokio::select! {
+                    biased;
                     () = arrived => {}
                     () = tokio::time::sleep_until(due) => {}
                 },

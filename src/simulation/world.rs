@@ -38,7 +38,7 @@ const LIVES_MAX: u32 = 200;
 
 pub(super) struct World {
     scenario: Scenario,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// What is wrong beside the history.
     pub(super) faults: Vec<String>,
     life: u32,
@@ -80,10 +80,6 @@ impl World {
         let mut tasks = JoinSet::new();
         tasks.spawn(network.run());
         Self { scenario, stage, faults: Vec::new(), life: 0, running: None, network: tasks }
-    }
-
-    pub(super) fn stage(&self) -> Stage {
-        self.stage.clone()
     }
 
     /// Plays the scenario, then waits for rest.
