@@ -116,13 +116,7 @@ impl World {
             }
             if Instant::now() > deadline {
                 let left = self.stage.network.left();
-                let left: Vec<_> = left
-                    .iter()
-                    .map(|(queue, ready, unacked)| {
-                        format!("{queue}: {ready} ready, {unacked} unacked")
-                    })
-                    .collect();
-                self.wrong(format!("it does not come to rest: {}", left.join("; ")));
+                self.wrong(format!("it does not come to rest, waiting and unacked: {left:?}"));
                 return false;
             }
             delay = (delay * 2).min(Duration::from_secs(2));
