@@ -29,7 +29,7 @@ impl Clock {
     }
 
     /// Sets a manual clock back; all its clones see it.
-    #[cfg(feature = "simulation")]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn set_back(&self, by: Duration) {
         if let Some(manual_ms) = &self.manual_ms {
             manual_ms.fetch_sub(duration_ms(by), Ordering::Relaxed);

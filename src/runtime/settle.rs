@@ -121,9 +121,10 @@ impl Settler<'_> {
                 }
             };
             tokio::select! {
+                biased;
+                error = &mut closed => return Err(error),
                 () = arrived => {}
                 () = due => {}
-                error = &mut closed => return Err(error),
             }
         }
     }

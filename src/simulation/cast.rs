@@ -60,6 +60,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
         on_unroutable: plan.options.on_unroutable,
         // What a watermark passes is in no order that a commit tells.
         has_model_state: plan.has_state && !plan.is_numbered,
+        replies: plan.replies,
     };
     Rules {
         queues: scenario.queues.iter().map(of).collect(),

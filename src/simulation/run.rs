@@ -45,7 +45,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
         let runtime = runtime.expect("a runtime can be built");
         runtime.block_on(async {
             let mut world = World::new(scenario);
-            let stage = world.stage();
+            let stage = world.stage.clone();
             let watched = stage.clone();
             failpoint::watch(Some(Arc::new(move |point| watched.reached(point))));
             world.play().await;

@@ -38,7 +38,7 @@ const LIVES_MAX: u32 = 200;
 
 pub(super) struct World {
     scenario: Scenario,
-    stage: Stage,
+    pub(super) stage: Stage,
     /// What is wrong beside the history.
     pub(super) faults: Vec<String>,
     life: u32,
@@ -82,10 +82,6 @@ impl World {
         Self { scenario, stage, faults: Vec::new(), life: 0, running: None, network: tasks }
     }
 
-    pub(super) fn stage(&self) -> Stage {
-        self.stage.clone()
-    }
-
     /// Plays the scenario, then waits for rest.
     pub(super) async fn play(&mut self) {
         let began = Instant::now();
@@ -120,13 +116,7 @@ impl World {
             }
             if Instant::now() > deadline {
                 let left = self.stage.network.left();
-                let left: Vec<_> = left
-                    .iter()
-                    .map(|(queue, ready, unacked)| {
-                        format!("{queue}: {ready} ready, {unacked} unacked")
-                    })
-                    .collect();
-                self.wrong(format!("it does not come to rest: {}", left.join("; ")));
+                self.wrong(format!("it does not come to rest, waiting and unacked: {left:?}"));
                 return false;
             }
             delay = (delay * 2).min(Duration::from_secs(2));

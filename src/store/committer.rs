@@ -18,7 +18,7 @@ use super::backend::StoreError;
 use super::garbage::Garbage;
 use super::ghosts::OldestGhosts;
 use super::group::Group;
-use super::journal::Journal;
+use super::journal::{Journal, Note};
 use super::outgoing::outgoing_key;
 use super::pace::Paces;
 use super::record;
@@ -52,6 +52,8 @@ pub(crate) struct Committer {
     pub(super) looked_at_size: Instant,
     pub(super) looked_for_orphans: Instant,
     noted: Instant,
+    /// What was noted last.
+    note: Note,
     pub(super) opened_at_ms: u64,
     pub(super) metrics: StoreMetrics,
 }
@@ -103,6 +105,7 @@ impl Committer {
             looked_at_size: now,
             looked_for_orphans: now,
             noted: now,
+            note: Note::default(),
             opened_at_ms,
             metrics: StoreMetrics::new(),
         }
@@ -132,7 +135,9 @@ impl Committer {
             let retention_ms = |queue| rows.queues.get(&queue).map_or(0, |row| row.retention_ms);
             self.journal.note(retention_ms)
         };
-        self.shared.backend.leave_note(record::seal(&note)).await
+        self.shared.backend.leave_note(record::seal(&note)).await?;
+        self.note = note;
+        Ok(())
     }
 
     async fn write_groups(&mut self, stopping: &CancellationToken) -> Result<(), StoreError> {
@@ -191,6 +196,10 @@ impl Committer {
         // Ghosts first: those of this group are not on disk yet.
         self.collect_ghosts(&mut group, now_ms).await?;
         self.collect(&mut group, now_ms).await?;
+        // Before they are gone: if the clock is set back, the note would want to see them again.
+        if self.journal.has_lost_what_is_in(&self.note) {
+            self.leave_note().await?;
+        }
         self.collect_orphans(&mut group, now_ms);
         self.garbage.collect(&mut group, Instant::now());
         let marks = group.finish_marks();
@@ -550,5 +559,16 @@ mod tests {
         fixture.committer.metrics.producers = metrics::Gauge::from_arc(Arc::clone(&gauge));
         fixture.committer.look_at_size().expect("a size");
         assert_eq!(f64::from_bits(gauge.load(Ordering::Relaxed)), 10.0);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_after_a_collection_damages_nothing() {
+        let mut fixture = Fixture::new().await;
+        fixture.write((0..1).map(record)).await;
+        fixture.committer.leave_note().await.expect("the disk is sound");
+        fixture.clock.advance(RETENTION);
+        fixture.committer.write_group().await.expect("the disk is sound");
+        fixture.clock.set_back(RETENTION);
+        fixture.reopened().await;
     }
 }

@@ -161,6 +161,14 @@ impl Journal {
         Note { ends: ends.collect(), state_bytes: self.state_bytes, mark: self.mark }
     }
 
+    /// Whether the note wants to see blocks of a queue that has none any more.
+    pub(super) fn has_lost_what_is_in(&self, note: &Note) -> bool {
+        note.ends.iter().any(|end| {
+            let queue = self.queues.get(&end.queue);
+            end.expires_at_ms > 0 && queue.is_none_or(|queue| queue.oldest.is_none())
+        })
+    }
+
     /// Compares what was read with the last note, and never gives a number again that was given before.
     ///
     /// # Errors

@@ -54,8 +54,11 @@ fn run_all(seeds: u64) -> (Tally, Vec<(u64, String)>) {
 #[test]
 fn no_seed_breaks_a_promise_and_every_fault_is_met() {
     let seeds = setting("ONCEWARD_SEEDS").unwrap_or(SEEDS);
+    let started = tokio::time::Instant::now();
     let (tally, mut broken) = run_all(seeds);
     println!("{tally}");
+    let seconds = started.elapsed().as_secs();
+    println!("TIER simulation: {seeds} seeds, {} violations, {seconds} s", broken.len());
     broken.sort_unstable();
     let lines: Vec<_> = broken
         .iter()

@@ -67,7 +67,8 @@ impl<'h> World<'h> {
             Ended::Dead(_) if sees.published => {
                 let mut letters = self.outbox.letters_of(message);
                 // That of an earlier death, whose record has expired, is none of this one.
-                let died = self.commits[record.commit].at;
+                // One that was carried into a later block died before.
+                let died = if record.is_carried { 0 } else { self.commits[record.commit].at };
                 let has_id = self.messages[message].has_id;
                 let is_later = |at: Option<usize>| at.is_some_and(|at| at > died || !has_id);
                 let is_there = letters.any(|letter| {

@@ -39,6 +39,8 @@ pub struct QueueRules {
     pub on_unroutable: OnUnroutable,
     /// Whether its handler keeps a state by key as [`model`](super::super::model) says.
     pub has_model_state: bool,
+    /// Whether it answers: what a message waits for then is in no commit.
+    pub replies: bool,
 }
 
 impl QueueRules {
@@ -54,6 +56,7 @@ impl QueueRules {
             on_expired: OnExpired::default(),
             on_unroutable: OnUnroutable::default(),
             has_model_state: false,
+            replies: false,
         }
     }
 }
