@@ -1,7 +1,7 @@
 //! The promise, seen from outside: the real runtime on the in-process broker and a disk that forgets what was not
 //! synced. Time is paused, so waits cost nothing and always end in the same order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -519,6 +519,46 @@ async fn a_dead_letter_that_was_not_confirmed_is_published_again_under_its_id() 
     world.publish("a", "k", "reject no");
     world.settled().await;
     assert_eq!(world.dead_letters().len(), 0, "a twin of a dead message is a duplicate");
+    worker.drain().await.expect("a clean drain");
+}
+
+/// A reader who knows letters by their id would throw the second one away.
+#[tokio::test(start_paused = true)]
+async fn two_deaths_under_one_id_are_two_letters() {
+    let mut world = World::new();
+    world.options.retention = Duration::from_secs(3600);
+    let worker = world.start();
+    world.publish("a", "k", "reject one");
+    world.settled().await;
+    world.clock.advance(Duration::from_secs(3600));
+    sleep(Duration::from_secs(3)).await;
+    world.publish("a", "k", "reject other");
+    world.settled().await;
+    let letters = world.dead_letters();
+    let ids: BTreeSet<_> = letters.iter().map(|letter| letter.text(OUTGOING_ID_HEADER)).collect();
+    assert_eq!((letters.len(), ids.len()), (2, 2));
+    worker.drain().await.expect("a clean drain");
+}
+
+/// It has died, and whoever reads dead letters may know it.
+#[tokio::test(start_paused = true)]
+async fn a_conflict_stays_dead_when_the_record_that_it_was_in_conflict_with_expires() {
+    let mut world = World::new();
+    world.options.retention = Duration::from_secs(3600);
+    let worker = world.start();
+    world.publish("a", "k", "");
+    world.settled().await;
+    world.refuses.store(true, Ordering::Relaxed);
+    world.publish("a", "k", "another body");
+    sleep(Duration::from_secs(1)).await;
+    worker.kill(&world).await;
+    world.clock.advance(Duration::from_secs(3600));
+    world.refuses.store(false, Ordering::Relaxed);
+    let worker = world.start();
+    world.settled().await;
+    assert_eq!(world.recorder.runs().len(), 1, "the other body never runs");
+    let letters = world.dead_letters();
+    assert_eq!(letters.iter().map(DeadLetter::reason).collect::<Vec<_>>(), ["conflict"]);
     worker.drain().await.expect("a clean drain");
 }
 

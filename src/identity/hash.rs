@@ -105,6 +105,12 @@ impl HashKey {
         Identity(self.hash(&[b"conflict", &first.0, &fingerprint.0]))
     }
 
+    /// What the death of this body under this identity is known by.
+    #[must_use]
+    pub(crate) fn death(&self, identity: Identity, fingerprint: Fingerprint) -> [u8; 16] {
+        self.hash(&[b"death", &identity.0, &fingerprint.0])
+    }
+
     /// The fingerprint of a message.
     #[must_use]
     pub(crate) fn fingerprint(&self, message: &Message) -> Fingerprint {

@@ -120,12 +120,11 @@ async fn work_off(
 ) -> Result<(), StoreError> {
     if let Some(locks) = &queue.shared_identities
         && message.shared.is_none()
-        && !planted::is(Bug::SharedIdentityNotLocked)
     {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
     }
-    let recorded = message.identity;
-    match judge(queue, recorded, &message).await? {
+    let (recorded, verdict) = judge_with_its_death(queue, &message).await?;
+    match verdict {
         Verdict::Known(proof, result) => {
             outcome("duplicate");
             queue.metrics.duplicates.increment(1);
@@ -213,6 +212,23 @@ async fn work_off_conflict(queue: &Arc<Queue>, message: Box<Admitted>) -> Result
         }
     }
     Ok(())
+}
+
+/// What is known of the message under its identity, or else of its death as a conflict that is not confirmed yet: the
+/// record of the body that it was in conflict with can have expired before.
+async fn judge_with_its_death(
+    queue: &Queue,
+    message: &Admitted,
+) -> Result<(Identity, Verdict), StoreError> {
+    let identity = message.identity;
+    let verdict = judge(queue, identity, message).await?;
+    if matches!(verdict, Verdict::New) && queue.store.has_pending() {
+        let conflict = queue.store.hash_key().conflict(identity, message.fingerprint);
+        if queue.store.is_pending(conflict) {
+            return Ok((conflict, judge(queue, conflict, message).await?));
+        }
+    }
+    Ok((identity, verdict))
 }
 
 async fn judge(

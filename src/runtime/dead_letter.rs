@@ -160,7 +160,11 @@ fn letter(queue: &Queue, burial: &Burial, which: Headers) -> Arc<Message> {
         first_seen_ms: Some(note.first_seen_ms),
         outgoing_id: match planted::is(Bug::LetterIdChanges) {
             true => format!("dead-{}", fastrand::u64(..)),
-            false => format!("dead-{}", identity::hex(recorded.as_bytes())),
+            false => {
+                // Not of the id alone: when its record has expired, another body can die under it.
+                let death = queue.store.hash_key().death(*recorded, message.fingerprint);
+                format!("dead-{}", identity::hex(&death))
+            }
         },
     };
     letter.make(which)

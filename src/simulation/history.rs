@@ -79,6 +79,8 @@ pub struct Written {
     pub records: Vec<Recorded>,
     /// Messages that are done without a record: their producer numbered them, and its watermark passes them.
     pub passed: Vec<Name>,
+    /// Messages that end with a record here and that a watermark passes too: they stay known when the record goes.
+    pub numbered: Vec<Name>,
     /// Attempts that are on record: message, begun attempts, whether the last one may be running.
     pub attempts: Vec<(Name, u32, bool)>,
     /// States by key, as the handler gave them (see [`model`](super::model)), each one's last; `None` is removed.

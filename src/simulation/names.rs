@@ -173,7 +173,8 @@ impl Names {
         }
         // A dead one has a record too.
         let recorded: BTreeSet<_> = written.records.iter().map(|record| &record.name).collect();
-        written.passed = numbered.into_iter().filter(|name| !recorded.contains(name)).collect();
+        let (dead, done) = numbered.into_iter().partition(|name| recorded.contains(name));
+        (written.numbered, written.passed) = (dead, done);
         written
     }
 

@@ -56,7 +56,7 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
                 tally.network(stage.network.counts());
                 tally.history(&history);
             });
-            let tally = stage.tally(|tally| std::mem::take(tally));
+            let tally = stage.tally(std::mem::take);
             Outcome { history, violations: world.faults, tally }
         })
     }));

@@ -257,6 +257,11 @@ impl Store {
         self.shared.rows().attempts.get(&identity).copied()
     }
 
+    /// Whether any dead letter waits for the broker's confirmation.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.shared.rows().pending.is_empty()
+    }
+
     /// Whether the dead letter of this identity waits for the broker's confirmation.
     pub(crate) fn is_pending(&self, identity: Identity) -> bool {
         self.shared.rows().pending.contains_key(&identity)

@@ -105,7 +105,7 @@ fn a_batch_that_is_struck_ends_as_if_nothing_had_happened() {
     judge("crash points of batches", strikes.into());
 }
 
-/// That the matrix can fail: each of these is found by the strike beside it.
+/// That the matrix can fail: each of these is found by a strike at the point beside it.
 #[test]
 fn a_planted_bug_is_found_by_its_crash_point() {
     let planted = [
@@ -119,21 +119,21 @@ fn a_planted_bug_is_found_by_its_crash_point() {
         (Bug::StateNotRemembered, Point::LookedUp),
         (Bug::IndexNotRebuilt, Point::OutgoingRemoved),
     ];
-    let strikes = planted.map(|(bug, point)| {
-        let (hit, queue) = (10, QueueKind::Classic);
-        Strike { point, hit, queue, in_batches: false, bug: Some(bug) }
-    });
     let _alone = alone();
-    let (_, ended) = strike_all(strikes.into());
-    let found = |strike: &Strike| {
-        let mut ended = ended.iter().filter(|(other, _)| other.bug == strike.bug);
-        ended.find_map(|(_, wrong)| wrong.first().cloned())
-    };
-    let mut missed = Vec::new();
-    for strike in strikes {
-        match found(&strike) {
-            Some(wrong) => println!("{strike}: {}", wrong.lines().next().unwrap_or_default()),
-            None => missed.push(strike.to_string()),
+    let mut missed = planted.to_vec();
+    // What the same hit meets differs from run to run: a strike can fall where a bug does no harm.
+    for hit in [10, 7, 13, 4, 16] {
+        let (queue, in_batches) = (QueueKind::Classic, false);
+        let strike = |&(bug, point)| Strike { point, hit, queue, in_batches, bug: Some(bug) };
+        let (_, ended) = strike_all(missed.iter().map(strike).collect());
+        for (strike, wrong) in ended {
+            if let Some(wrong) = wrong.first() {
+                println!("{strike}: {}", wrong.lines().next().unwrap_or_default());
+                missed.retain(|(bug, _)| strike.bug != Some(*bug));
+            }
+        }
+        if missed.is_empty() {
+            break;
         }
     }
     assert!(missed.is_empty(), "not found: {missed:?}");

@@ -4,6 +4,8 @@
 //! checker judges what happened at its borders. `ONCEWARD_SEEDS=N` runs N seeds instead of the usual number,
 //! `ONCEWARD_SEED=S` begins with that one. A seed that breaks a promise is named with the command that replays it.
 
+mod planted;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 

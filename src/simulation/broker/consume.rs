@@ -95,6 +95,7 @@ pub(super) fn open(
     let prefetch = subscription.prefetch.get();
     let mut inner = network.lock();
     let channel = inner.queues.consume(&queue, prefetch).map_err(lost)?;
+    inner.routes.counts.consumers_waiting += u64::from(inner.queues.waits(channel));
     let now = Instant::now();
     let client = Client {
         life,

@@ -122,6 +122,12 @@ impl Queues {
         Ok(id)
     }
 
+    /// Whether another consumer of its queue is the active one.
+    pub(super) fn waits(&self, id: u64) -> bool {
+        let queue = self.channels.get(&id).and_then(|channel| self.queues.get(&channel.queue));
+        queue.is_some_and(|queue| queue.active != Some(id))
+    }
+
     /// The next message for the channel, if it is active and has room.
     pub(super) fn deliver(&mut self, id: u64) -> Option<Sent> {
         let channel = self.channels.get_mut(&id)?;

@@ -16,6 +16,8 @@ pub(super) struct Record<'h> {
     pub(super) is_conflict: bool,
     /// Written once more because it was still needed when its block expired.
     pub(super) is_carried: bool,
+    /// A watermark passes its message: what is known of it stays when the record goes.
+    pub(super) is_numbered: bool,
     pub(super) commit: CommitId,
     pub(super) collected_by: Option<CommitId>,
 }
@@ -75,6 +77,7 @@ impl<'h> World<'h> {
                 attempts: recorded.attempts,
                 is_conflict: recorded.is_conflict,
                 is_carried: false,
+                is_numbered: written.numbered.contains(&recorded.name),
                 commit: id,
                 collected_by: None,
             };
@@ -90,6 +93,7 @@ impl<'h> World<'h> {
                 attempts: 1,
                 is_conflict: false,
                 is_carried: false,
+                is_numbered: true,
                 commit: id,
                 collected_by: None,
             });

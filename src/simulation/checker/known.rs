@@ -33,7 +33,8 @@ impl<'h> World<'h> {
         records.filter(move |(_, record)| {
             self.is_of(record, message)
                 && !self.commits[record.commit].is_lost
-                && record.collected_by.is_none_or(|commit| self.commits[commit].at > since)
+                && (record.is_numbered
+                    || record.collected_by.is_none_or(|commit| self.commits[commit].at > since))
         })
     }
 
@@ -90,8 +91,15 @@ impl<'h> World<'h> {
             records.filter_map(|(_, record)| self.commits[record.commit].synced_at).min()?;
         let outs = self.outbox.outs_of(self.messages[message].name_id);
         let outs = outs.filter(|out| !out.is_lost).filter_map(|out| out.confirmed);
-        let letters = self.outbox.letters_of(message).filter_map(|letter| letter.confirmed);
-        Some(outs.chain(letters).fold(synced, usize::max))
+        let mut letters = self.outbox.letters_of(message).filter_map(|letter| letter.confirmed);
+        let last = outs.fold(synced, usize::max);
+        letters.try_fold(last, |last, confirmed| Some(last.max(self.settled_after(confirmed)?)))
+    }
+
+    /// A death is settled by a commit that follows the confirm of its letter: when one that did was durable.
+    fn settled_after(&self, confirmed: usize) -> Option<usize> {
+        let later = self.commits.iter().map(|(_, commit)| commit);
+        later.filter(|commit| commit.at > confirmed).find_map(|commit| commit.synced_at)
     }
 
     /// The time of an entry.

@@ -31,7 +31,7 @@ pub(super) fn draw(rng: &mut fastrand::Rng, queues: &[QueuePlan], until_ms: u64)
             actions.push((rng.u64(0..until_ms), action(rng, kind, queues)));
         }
     }
-    let strike_percent = [0, 50, 95][rng.usize(..3)];
+    let strike_percent = rng.choice([0, 50, 95]).unwrap_or_default();
     let strikes = (0..STRIKES_MAX).map(|_| {
         let strikes = rng.u64(0..100) < strike_percent;
         strikes.then(|| strike(rng))
@@ -40,11 +40,11 @@ pub(super) fn draw(rng: &mut fastrand::Rng, queues: &[QueuePlan], until_ms: u64)
     let pause_ms = |rng: &mut fastrand::Rng| if rng.bool() { 0 } else { rng.u64(0..3000) };
     let pauses_ms = (0..2 * STRIKES_MAX).map(|_| pause_ms(rng)).collect();
     let weather = Weather {
-        latency_ms_max: [0, 2, 50][rng.usize(..3)],
+        latency_ms_max: rng.choice([0, 2, 50]).unwrap_or_default(),
         consumer_timeout_ms: (rng.u8(0..5) == 0).then(|| rng.u64(3_000..30_000)),
     };
     let disk = DiskWeather {
-        sync_ms_max: [0, 2, 30][rng.usize(..3)],
+        sync_ms_max: rng.choice([0, 2, 30]).unwrap_or_default(),
         slow_one_in: if rng.u8(0..4) == 0 { 20 } else { u64::MAX },
     };
     Faults { actions, strikes, pauses_ms, weather, disk }
@@ -86,13 +86,13 @@ fn target(rng: &mut fastrand::Rng, queues: &[QueuePlan]) -> String {
 }
 
 fn jump_ms(rng: &mut fastrand::Rng) -> i64 {
-    let by_ms = [1_000, 30_000, 3_600_000, 48 * 3_600_000][rng.usize(..4)];
+    let by_ms = rng.choice([1_000, 30_000, 3_600_000, 48 * 3_600_000]).unwrap_or_default();
     if rng.bool() { by_ms } else { -by_ms }
 }
 
 fn strike(rng: &mut fastrand::Rng) -> Strike {
     if rng.u8(0..3) > 0 {
-        let point = Point::ALL[rng.usize(..Point::ALL.len())];
+        let point = rng.choice(Point::ALL).unwrap_or(Point::Received);
         let hit = if rng.bool() { 1 } else { rng.u32(1..12) };
         return Strike::AtPoint(point, hit);
     }

@@ -31,7 +31,8 @@ pub(in super::super) const REPLIES: &str = "replies";
 pub(super) const BODY_BYTES_MAX: usize = 400;
 
 pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
-    let names = &["a", "b", "c"][..rng.usize(1..=3)];
+    let mut names = vec!["a", "b", "c"];
+    names.truncate(rng.usize(1..=3));
     let scope = match rng.u8(0..10) {
         0..6 => Scope::Queue,
         6..8 => Scope::Global,
@@ -66,10 +67,10 @@ pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
 
 fn options(rng: &mut fastrand::Rng, name: &str, retention: Duration) -> QueueOptions {
     let mut options = QueueOptions::new(name);
-    let pick = |rng: &mut fastrand::Rng, of: &[u16]| of[rng.usize(..of.len())];
-    options.prefetch = NonZeroU16::new(pick(rng, &[1, 2, 5, 20, 200])).unwrap_or(NonZeroU16::MIN);
-    let concurrency = usize::from(pick(rng, &[1, 2, 8, 64]));
-    options.concurrency = NonZeroUsize::new(concurrency).unwrap_or(NonZeroUsize::MIN);
+    options.prefetch =
+        rng.choice([1, 2, 5, 20, 200]).and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN);
+    options.concurrency =
+        rng.choice([1, 2, 8, 64]).and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
     options.timeout = Duration::from_secs(2);
     options.retention = retention;
     options.retry = Retry {
