@@ -1,7 +1,7 @@
 //! Runs simulations by seed: one with its history, or many with what they have met.
 //!
-//! `onceward-sim --seed 17 --history` shows all that happened in a run; `onceward-sim --from 0 --count 1000000 --threads
-//! 2` runs many and names each seed that breaks a promise.
+//! `onceward-sim --seed 17 --history` shows all that happened in a run; `onceward-sim --from 0 --count 1000000
+//! --threads 2` runs many and names each seed that breaks a promise.
 
 use std::process::ExitCode;
 use std::sync::Mutex;

@@ -1,7 +1,7 @@
 //! The handlers of a run: they play their parts, and write into the history what they were asked to do.
 //!
-//! One plays single messages, one batches. A run that is dropped, by a timeout or with its worker, is noticed by a guard.
-//! Knows nothing of what the worker makes of it.
+//! One plays single messages, one batches. A run that is dropped, by a timeout or with its worker, is noticed by a
+//! guard. Knows nothing of what the worker makes of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -135,8 +135,8 @@ pub enum Event {
     Acked { channel: u64, tag: u64, multiple: bool },
     /// The broker refused an ack with 406 and closed the channel.
     AckRefused { channel: u64, tag: u64 },
-    /// A channel is gone, and what was unacked on it is back in its queue. `asked`: by the worker, at the end of a drain,
-    /// and not by a fault.
+    /// A channel is gone, and what was unacked on it is back in its queue. `asked`: by the worker, at the end of a
+    /// drain, and not by a fault.
     ChannelClosed { channel: u64, asked: bool },
     /// The broker has a message of the worker: by the worker's own id for it, in these queues; none took it if there is
     /// none. `body` is a hash of all of it.

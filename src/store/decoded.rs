@@ -1,8 +1,8 @@
 //! What a commit says, as data, for the checker of histories.
 //!
 //! Reads the rows as they would lie on the disk, and what lay there before: the marks of a producer say which of its
-//! numbers are new. A record that is carried into a later block is there once more. Changes nothing and is in no release
-//! without `simulation`.
+//! numbers are new. A record that is carried into a later block is there once more. Changes nothing and is in no
+//! release without `simulation`.
 
 use super::outcome::Outcome;
 use super::outgoing::{OUTGOING_PREFIX, OutgoingBlock};

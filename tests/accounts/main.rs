@@ -1,9 +1,10 @@
 //! Two hundred kill -9 at random moments of a worker that moves money: examples/accounts.rs on a real queue and store.
 //!
 //! Each transfer is state of two accounts, a step at a ledger that loses an answer to every third charge, and three
-//! outgoing messages over two hops. In the end every balance is right to the cent, each change is downstream once by its id,
-//! each fee was charged once under its key, and the order of each account is kept. Transfers are published while the
-//! workers live and die, with twins. `ONCEWARD_SEED=…` takes the printed seed again, `ONCEWARD_KILLS=…` another number.
+//! outgoing messages over two hops. In the end every balance is right to the cent, each change is downstream once by
+//! its id, each fee was charged once under its key, and the order of each account is kept. Transfers are published
+//! while the workers live and die, with twins. `ONCEWARD_SEED=…` takes the printed seed again, `ONCEWARD_KILLS=…`
+//! another number.
 
 #![expect(clippy::indexing_slicing, reason = "a panic is how a test fails")]
 

@@ -4,8 +4,8 @@
 //! A worker is a child process (this test, executed again) on a real queue and a real store. Its handler uses
 //! everything: the state of the key, outgoing messages (some large), a step at a ledger that loses answers, failing
 //! attempts, dead letters of all kinds, twins, conflicts, records that expire while it runs. What is judged is seen
-//! from outside: what is downstream, the calls of the ledger, what handlers say when they begin and end, the store that is
-//! left. A run in which the worker did not die at its point is an error: it would prove nothing.
+//! from outside: what is downstream, the calls of the ledger, what handlers say when they begin and end, the store
+//! that is left. A run in which the worker did not die at its point is an error: it would prove nothing.
 //!
 //! `ONCEWARD_SEED=…` takes the printed seed again, `ONCEWARD_CRASH_RUNS=ack-written:10` only the runs of that name.
 

@@ -1,8 +1,9 @@
 //! Kills at random points and times, and faults of the broker, for as long as asked: `scripts/soak`.
 //!
-//! Two workers, on a classic and on a quorum queue of one private node, work in rounds. In a round messages flow while
-//! the workers are killed again and again and the broker loses its connections, stands still, or is killed itself; then the
-//! faults stop, and all that the round published is judged as in the matrix. The stores grow old with the rounds.
+//! Two workers, on a classic and on a quorum queue of one private node, work in rounds. In a round messages flow
+//! while the workers are killed again and again and the broker loses its connections, stands still, or is killed
+//! itself; then the faults stop, and all that the round published is judged as in the matrix. The stores grow old
+//! with the rounds.
 
 use std::collections::BTreeMap;
 use std::path::Path;

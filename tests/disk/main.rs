@@ -33,7 +33,7 @@ async fn a_full_disk_stops_the_worker_and_with_room_again_it_goes_on() {
     // Before there is a store, and in the middle of a segment of its log.
     for kib in [64, 4500] {
         let mut scene = Scene::new().await;
-        scene.mount(&["-t", "tmpfs", "-o", &format!("size={kib}k"), "none"]);
+        scene.mount(&["-t", "tmpfs", "-o", &format!("size={kib}k,mode=0700"), "none"]);
         scene.publish(0..1000, 20_000).await;
         for _ in 0..2 {
             let worker = scene.directory.start();

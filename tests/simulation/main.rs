@@ -1,7 +1,7 @@
 //! Goal: whatever goes wrong around it, the worker keeps its promise, and what it does follows from the seed alone.
 //!
-//! Method: each seed is a scenario of queues, messages and faults that the real worker runs through on virtual time; the
-//! checker judges what happened at its borders. `ONCEWARD_SEEDS=N` runs N seeds instead of the usual number,
+//! Method: each seed is a scenario of queues, messages and faults that the real worker runs through on virtual time;
+//! the checker judges what happened at its borders. `ONCEWARD_SEEDS=N` runs N seeds instead of the usual number,
 //! `ONCEWARD_SEED=S` begins with that one. A seed that breaks a promise is named with the command that replays it.
 
 mod planted;

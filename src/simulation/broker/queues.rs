@@ -1,7 +1,7 @@
 //! Queues and channels with RabbitMQ's rules: tags, prefetch, requeueing, the only consumer.
 //!
-//! Pure. A tag belongs to its channel; what is unacked when a channel ends goes back to its place, marked as redelivered.
-//! A classic queue refuses a second consumer, a queue with a single active consumer lets it wait.
+//! Pure. A tag belongs to its channel; what is unacked when a channel ends goes back to its place, marked as
+//! redelivered. A classic queue refuses a second consumer, a queue with a single active consumer lets it wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

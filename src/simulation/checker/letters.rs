@@ -1,4 +1,5 @@
-//! Dead letters: P12 (one is confirmed for whoever is dead, whole, with what is on record) and P4 (and for nobody else).
+//! Dead letters: P12 (one is confirmed for whoever is dead, whole, with what is on record) and P4 (and for nobody
+//! else).
 
 use super::super::history::{Ended, Event, Letter};
 use super::commits::Record;

@@ -1,9 +1,9 @@
 //! The order of a key: P7 (messages end in the order of their deliveries).
 //!
-//! A message that ends before one that was delivered ahead of it, on every channel on which it was delivered itself, has
-//! overtaken it. Exempt are messages whose name has several bodies, because they are judged when the name is free; those
-//! without an id, which are on record only when their dead letter is confirmed; and the dead ones of a batch, which are
-//! on record behind the others.
+//! A message that ends before one that was delivered ahead of it, on every channel on which it was delivered itself,
+//! has overtaken it. Exempt are messages whose name has several bodies, because they are judged when the name is
+//! free; those without an id, which are on record only when their dead letter is confirmed; and the dead ones of a
+//! batch, which are on record behind the others.
 
 use std::collections::HashMap;
 

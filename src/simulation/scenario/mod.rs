@@ -1,7 +1,7 @@
 //! What happens in a run, all of it drawn from its seed: queues, messages, faults and when.
 //!
-//! Each run has some kinds of faults and not others, so that rare ones are not drowned by frequent ones. A scenario says
-//! what is tried; what comes of it depends on the worker. Runs nothing.
+//! Each run has some kinds of faults and not others, so that rare ones are not drowned by frequent ones. A scenario
+//! says what is tried; what comes of it depends on the worker. Runs nothing.
 
 mod faults;
 mod messages;

@@ -1,33 +1,23 @@
-//! `onceward check`: what a configuration would consume and what it would cost, or all that is
-//! wrong with it.
+//! `onceward check`: what a configuration would consume and what it would cost, or all that is wrong with it.
 //!
 //! Talks to no broker and opens no store, but reads certificates. The report is data first; text and JSON are two
 //! views of it.
 
-use std::collections::BTreeMap;
-use std::fmt;
+mod report;
+
 use std::process::ExitCode;
-use std::time::Duration;
 
-use serde::Serialize;
-
+use self::report::Report;
 use super::run::amqp_options;
 use super::{ConfigArgs, Exit, complain, print};
-use crate::clock::duration_ms;
-use crate::identity::Scope;
 use crate::store::MEMORY_BYTES_PER_ID;
-use crate::worker::config::estimate::{BytesPerId, Estimate, Rate, estimate};
-use crate::worker::config::units::{approximate_size, format_duration, format_size};
-use crate::worker::config::{Config, ConfigErrors, QueueConfig, protect};
+use crate::worker::config::ConfigErrors;
+use crate::worker::config::estimate::{BytesPerId, Rate, estimate};
 
 /// What one id costs: the index at worst, the journal as measured with 256 records of 56 bytes in a block, and of an
 /// expired one six bytes of its hash.
 const BYTES_PER_ID: BytesPerId =
     BytesPerId { memory: MEMORY_BYTES_PER_ID, disk: 120, expired_memory: 8, expired_disk: 8 };
-
-/// What only the broker knows, and this command does not ask.
-const BROKER_NOTE: &str = "not asked here: with a message TTL (x-message-ttl or a policy) the broker drops what waits \
-                           too long, handled or not; set none";
 
 /// Check the configuration, and reckon memory and disk
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -88,207 +78,6 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         complain(&format_args!("warning: {warning}"));
     }
     ExitCode::SUCCESS
-}
-
-/// What a good configuration says.
-#[derive(Debug, Serialize)]
-struct Report {
-    ok: bool,
-    broker: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    broker_note: Option<&'static str>,
-    store: StoreReport,
-    http: Option<String>,
-    queues: Vec<QueueReport>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    total: Option<Needs>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct StoreReport {
-    path: String,
-    cache_bytes: u64,
-    max_size_bytes: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct QueueReport {
-    name: String,
-    queue: String,
-    id: Vec<String>,
-    scope: String,
-    key: Vec<String>,
-    target: String,
-    prefetch: u16,
-    concurrency: usize,
-    retention_ms: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retention_by: Option<ClassesReport>,
-    dead_letter: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    limits: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    warnings: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rate_per_s: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    needs: Option<Needs>,
-}
-
-/// Retentions of their own by the value of a header.
-#[derive(Debug, Serialize)]
-struct ClassesReport {
-    header: String,
-    values_ms: BTreeMap<String, u64>,
-}
-
-/// Ids retained at a time, and what they take.
-#[derive(Clone, Debug, Serialize)]
-struct Needs {
-    ids: u64,
-    memory_bytes: u64,
-    disk_bytes: u64,
-}
-
-impl Report {
-    fn new(config: &Config, estimate: &Estimate) -> Self {
-        let total = Needs {
-            ids: estimate.queues.iter().map(|queue| queue.ids).fold(0, u64::saturating_add),
-            memory_bytes: estimate.memory_bytes,
-            disk_bytes: estimate.disk_bytes,
-        };
-        let max_size = config.store.size_bytes_max;
-        let too_large = estimate.over_max_size.then(|| {
-            format!(
-                "{} of disk at these rates is over store.max_size = {:?}: intake would stop; \
-                 shorten retention or raise max_size",
-                approximate_size(total.disk_bytes),
-                format_size(max_size),
-            )
-        });
-        Self {
-            ok: true,
-            broker: config.broker.address(),
-            broker_note: (!config.broker.is_memory()).then_some(BROKER_NOTE),
-            store: StoreReport {
-                path: config.store.path.display().to_string(),
-                cache_bytes: config.store.cache_bytes,
-                max_size_bytes: max_size,
-            },
-            http: config.http_listen.map(|address| address.to_string()),
-            queues: config.queues.iter().map(|queue| QueueReport::new(queue, estimate)).collect(),
-            total: (!estimate.queues.is_empty()).then_some(total),
-            warnings: config.warnings().iter().cloned().chain(too_large).collect(),
-        }
-    }
-}
-
-impl QueueReport {
-    fn new(queue: &QueueConfig, estimate: &Estimate) -> Self {
-        let options = &queue.options;
-        let rules = &options.identity;
-        let found = estimate.queues.iter().find(|found| found.name == queue.name);
-        Self {
-            name: queue.name.clone(),
-            queue: options.queue.clone(),
-            id: rules.id.iter().map(ToString::to_string).collect(),
-            scope: match &rules.scope {
-                Scope::Queue => "queue".to_owned(),
-                Scope::Global => "global".to_owned(),
-                Scope::Header(name) => format!("header:{name}"),
-            },
-            key: rules.key.iter().map(ToString::to_string).collect(),
-            target: queue.deliver.to_string(),
-            prefetch: options.prefetch.get(),
-            concurrency: options.concurrency.get(),
-            retention_ms: duration_ms(options.retention),
-            retention_by: options.retention_by.as_ref().map(|by| ClassesReport {
-                header: by.header.clone(),
-                values_ms: by
-                    .values
-                    .iter()
-                    .map(|(value, retention)| (value.clone(), duration_ms(*retention)))
-                    .collect(),
-            }),
-            dead_letter: options.dead_letter.clone(),
-            limits: protect::rates(options),
-            warnings: protect::warnings(&queue.name, options),
-            rate_per_s: found.map(|found| found.per_s),
-            needs: found.map(|found| Needs {
-                ids: found.ids,
-                memory_bytes: found.memory_bytes,
-                disk_bytes: found.disk_bytes,
-            }),
-        }
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "broker  {}", self.broker)?;
-        if let Some(note) = self.broker_note {
-            writeln!(f, "        {note}")?;
-        }
-        let max_size = format_size(self.store.max_size_bytes);
-        let cache = format_size(self.store.cache_bytes);
-        let path = &self.store.path;
-        writeln!(
-            f,
-            "store   {path}, at most {max_size}, cache {cache} (takes up to 3 times that)"
-        )?;
-        writeln!(f, "http    {}", self.http.as_deref().unwrap_or("off"))?;
-        for queue in &self.queues {
-            write!(f, "\n{queue}")?;
-        }
-        if let Some(total) = &self.total {
-            write!(f, "\ntotal   {total}")?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for QueueReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let or_none = |sources: &[String], none: &str| match sources {
-            [] => none.to_owned(),
-            sources => sources.join(", "),
-        };
-        writeln!(f, "queues.{}", self.name)?;
-        writeln!(f, "  queue        {}", self.queue)?;
-        let id = or_none(&self.id, "fingerprint");
-        writeln!(f, "  id           {id} (scope {})", self.scope)?;
-        writeln!(f, "  key          {}", or_none(&self.key, "none: no ordering"))?;
-        writeln!(f, "  target       {}", self.target)?;
-        writeln!(f, "  prefetch     {}, {} handlers at once", self.prefetch, self.concurrency)?;
-        let shown = |ms: u64| format_duration(Duration::from_millis(ms));
-        writeln!(f, "  retention    {}", shown(self.retention_ms))?;
-        if let Some(ClassesReport { header, values_ms }) = &self.retention_by {
-            let values: Vec<String> =
-                values_ms.iter().map(|(value, ms)| format!("{value} {}", shown(*ms))).collect();
-            writeln!(f, "               by {header}: {}", values.join(", "))?;
-        }
-        writeln!(f, "  dead letters {}", self.dead_letter)?;
-        if !self.limits.is_empty() {
-            writeln!(f, "  rate         {}", self.limits.join(", "))?;
-        }
-        if let (Some(rate), Some(needs)) = (self.rate_per_s, &self.needs) {
-            writeln!(f, "  {:<12} {needs}", format!("at {rate}/s"))?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Needs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.ids == 0 {
-            return f.write_str("no ids");
-        }
-        let memory = approximate_size(self.memory_bytes);
-        let disk = approximate_size(self.disk_bytes);
-        write!(f, "{} ids: {memory} of memory, {disk} of disk", self.ids)
-    }
 }
 
 fn as_json(report: &Report) -> serde_json::Value {
