@@ -105,6 +105,7 @@ mod tests {
     use clap::Args as _;
 
     use super::*;
+    use crate::worker::config::Config;
 
     #[test]
     fn the_options_fit_together() {
