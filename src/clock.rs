@@ -19,7 +19,11 @@ impl Clock {
     /// A clock that stands at `now_ms` until it is advanced, for tests.
     #[must_use]
     pub fn manual(now_ms: u64) -> Self {
-        Self { manual_ms: Some(Arc::new(AtomicU64::new(now_ms))), ..Self::default() }
+        Self {
+            manual_ms: Some(Arc::new(AtomicU64::new(now_ms))),
+            #[cfg(feature = "simulation")]
+            started: None,
+        }
     }
 
     /// A clock that shows `now_ms` and goes on with tokio's from here; it can be set.
