@@ -30,13 +30,14 @@ pub(super) const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 /// How sled says that the segments on disk are those of format 1.
 const FORMAT_1_SEGMENTS: &str = "change it back to 524288";
 
+/// Dropped in the order of its fields: what is being written ends first, and only then another process may come.
 #[derive(Debug)]
 pub(crate) struct SledBackend {
     path: PathBuf,
+    writer: Writer,
     db: sled::Db,
     /// Held for life: one process a store.
     lock: Arc<File>,
-    writer: Writer,
 }
 
 impl SledBackend {
@@ -76,7 +77,7 @@ impl SledBackend {
         let log = Log { db: db.clone(), file: log, path: path.to_owned(), marked };
         let writer = Writer::start(Arc::new(log), Patience::OF_A_DISK)
             .map_err(|error| unusable("starting the writer thread", &error))?;
-        Ok(Self { path: path.to_owned(), db, lock: Arc::new(lock), writer })
+        Ok(Self { path: path.to_owned(), writer, db, lock: Arc::new(lock) })
     }
 
     /// Held on, the store stays this process's when the engine is closed.
