@@ -11,7 +11,7 @@ mod source;
 mod tests;
 
 pub(crate) use self::hash::{
-    Fingerprint, HashKey, Identity, ScopeName, SequenceId, effect_key, hex, outgoing_id,
+    Fingerprint, HashKey, Identity, ScopeName, SequenceId, death_id, effect_key, hex, outgoing_id,
 };
 pub(crate) use self::resolve::{IdError, Resolver};
 pub use self::source::{ParseSourceError, SEQUENCE_MAX, SOURCE_NAMES, Source};

@@ -540,6 +540,22 @@ async fn two_deaths_under_one_id_are_two_letters() {
     worker.drain().await.expect("a clean drain");
 }
 
+/// A reader who knows letters by their ids knows it again when a worker with another memory has taken over.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_dies_in_two_stores_has_one_dead_letter_by_id() {
+    let mut world = World::new();
+    for _ in 0..2 {
+        world.disk = SimulatedDisk::new();
+        let worker = world.start();
+        world.publish("a", "k", "reject one");
+        world.settled().await;
+        worker.drain().await.expect("a clean drain");
+    }
+    let letters = world.dead_letters();
+    let ids: BTreeSet<_> = letters.iter().map(|letter| letter.text(OUTGOING_ID_HEADER)).collect();
+    assert_eq!((letters.len(), ids.len()), (2, 1));
+}
+
 /// It has died, and whoever reads dead letters may know it.
 #[tokio::test(start_paused = true)]
 async fn a_conflict_stays_dead_when_the_record_that_it_was_in_conflict_with_expires() {

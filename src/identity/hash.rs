@@ -105,12 +105,6 @@ impl HashKey {
         Identity(self.hash(&[b"conflict", &first.0, &fingerprint.0]))
     }
 
-    /// What the death of this body under this identity is known by.
-    #[must_use]
-    pub(crate) fn death(&self, identity: Identity, fingerprint: Fingerprint) -> [u8; 16] {
-        self.hash(&[b"death", &identity.0, &fingerprint.0])
-    }
-
     /// The fingerprint of a message.
     #[must_use]
     pub(crate) fn fingerprint(&self, message: &Message) -> Fingerprint {
@@ -186,6 +180,21 @@ pub(crate) fn outgoing_id(scope: &ScopeName, id: &MessageId, index: u32) -> Stri
     derived("onceward 1 outgoing id", scope, id, &index.to_le_bytes())
 }
 
+/// The name of the death of this content under an id: the same for every store, so that readers of dead letters know
+/// one again after a takeover by a worker with another memory.
+///
+/// Not of the id alone: when its record has expired, another body can die under it. A conflict's death is one of its own.
+pub(crate) fn death_id(
+    scope: &ScopeName,
+    id: &MessageId,
+    message: &Message,
+    is_conflict: bool,
+) -> String {
+    let mut rest = vec![u8::from(is_conflict)];
+    rest.extend_from_slice(content_id(message).as_bytes());
+    derived("onceward 1 dead letter id", scope, id, &rest)
+}
+
 fn derived(purpose: &str, scope: &ScopeName, id: &MessageId, rest: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new_derive_key(purpose);
     hasher.update(&scope.0);
@@ -234,11 +243,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outgoing_ids_and_effect_keys_never_change_between_releases() {
+    fn ids_that_others_see_never_change_between_releases() {
         let (scope, id) = (ScopeName::queue("orders"), MessageId::new("order-17"));
         assert_eq!(outgoing_id(&scope, &id, 0), "6367615bac0ef6a42b290b31b16719f2");
         assert_eq!(outgoing_id(&scope, &id, 1), "205fd6b67ee1a2cd6274b988a59bdf3f");
         assert_eq!(effect_key(&scope, &id, "mail"), "fde98dd0b5e178dce4ac912e0f2667fb");
+        let message = Message { body: "17".into(), ..Message::default() };
+        assert_eq!(death_id(&scope, &id, &message, false), "a4111700482a0ba1f9dfb364656b9b8f");
+        assert_eq!(death_id(&scope, &id, &message, true), "ff12923735c05ad81ce8f797bf68498c");
     }
 
     #[test]

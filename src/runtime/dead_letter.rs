@@ -147,6 +147,17 @@ fn settling(queue: &Queue, burial: Burial, counted: CommitGuard) -> Commit {
     }
 }
 
+/// What the dead letter is known by; that of a message without an id by its identity, which is random.
+fn death_id(message: &Admitted, recorded: Identity, reason: Reason) -> String {
+    match &message.id {
+        Some((id, scope)) => {
+            let is_conflict = reason == Reason::Conflict;
+            identity::death_id(scope, id, &message.message, is_conflict)
+        }
+        None => identity::hex(recorded.as_bytes()),
+    }
+}
+
 /// The message as it came, with the reason in its headers.
 fn letter(queue: &Queue, burial: &Burial, which: Headers) -> Arc<Message> {
     let Burial { message, recorded, note, attempts } = burial;
@@ -160,11 +171,7 @@ fn letter(queue: &Queue, burial: &Burial, which: Headers) -> Arc<Message> {
         first_seen_ms: Some(note.first_seen_ms),
         outgoing_id: match planted::is(Bug::LetterIdChanges) {
             true => format!("dead-{}", fastrand::u64(..)),
-            false => {
-                // Not of the id alone: when its record has expired, another body can die under it.
-                let death = queue.store.hash_key().death(*recorded, message.fingerprint);
-                format!("dead-{}", identity::hex(&death))
-            }
+            false => format!("dead-{}", death_id(message, *recorded, note.reason)),
         },
     };
     letter.make(which)

@@ -197,7 +197,8 @@ async fn a_second_worker_on_the_same_store_is_refused_and_the_first_goes_on() {
     scene.ends_well(publishing).await;
 }
 
-/// The second has a store of its own; it consumes neither queue while the first lives.
+/// The second has a store of its own; it consumes neither queue while the first lives. What it does again, it sends under
+/// the same ids.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_worker_on_the_same_queues_waits_until_the_first_is_gone() {
     let mut scene = Scene::new(Node::shared()).await;
@@ -220,6 +221,8 @@ async fn a_second_worker_on_the_same_queues_waits_until_the_first_is_gone() {
     sleep(Duration::from_secs(1)).await;
     scene.kill_worker();
     let before = stream.len();
+    let bad: Vec<_> = stream.all().into_iter().filter(|order| order.is_bad()).collect();
+    scene.publish(&bad).await;
     scene.publish(&stream.next(400)).await;
     scene.publish(&stream.last()).await;
     scene.all_is_finished(stream.len()).await;
