@@ -4,7 +4,7 @@
 //! channel ends goes back to its original place, marked as redelivered. One exclusive consumer a queue. Messages
 //! live in memory only and are gone with the process.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -130,7 +130,7 @@ impl MemoryBroker {
                 queue: name.clone(),
                 prefetch: usize::from(subscription.prefetch.get()),
                 next_tag: 1,
-                unacked: BTreeMap::new(),
+                unacked: VecDeque::new(),
                 waker: None,
                 over: CancellationToken::new(),
             },
@@ -195,7 +195,8 @@ struct Channel {
     queue: String,
     prefetch: usize,
     next_tag: u64,
-    unacked: BTreeMap<u64, Stored>,
+    /// By rising tag.
+    unacked: VecDeque<(u64, Stored)>,
     waker: Option<Waker>,
     over: CancellationToken,
 }
@@ -240,7 +241,7 @@ impl State {
             message: Arc::clone(&stored.message),
             defect: None,
         };
-        channel.unacked.insert(channel.next_tag, stored);
+        channel.unacked.push_back((channel.next_tag, stored));
         channel.next_tag += 1;
         self.stats.delivered += 1;
         Some(delivery)
@@ -251,16 +252,16 @@ impl State {
         let Some(channel) = self.channels.get_mut(&id) else {
             return Err(lost("the channel is closed".to_owned()));
         };
-        if channel.unacked.remove(&tag).is_none() {
+        let Ok(at) = channel.unacked.binary_search_by_key(&tag, |(tag, _)| *tag) else {
             self.stats.precondition_failed += 1;
             self.close(id);
             return Err(lost(format!("406 PRECONDITION_FAILED: unknown delivery tag {tag}")));
-        }
-        self.stats.acked += 1;
+        };
         if multiple {
-            let behind = channel.unacked.split_off(&tag);
-            self.stats.acked += channel.unacked.len() as u64;
-            channel.unacked = behind;
+            self.stats.acked += channel.unacked.drain(..=at).len() as u64;
+        } else {
+            channel.unacked.remove(at);
+            self.stats.acked += 1;
         }
         Ok(channel.waker.take())
     }
@@ -270,7 +271,7 @@ impl State {
         let channel = self.channels.remove(&id)?;
         if let Some(queue) = self.queues.get_mut(&channel.queue) {
             queue.channel = None;
-            for mut stored in channel.unacked.into_values() {
+            for (_, mut stored) in channel.unacked {
                 stored.redelivered = true;
                 queue.ready.push_back(stored);
             }

@@ -1,8 +1,8 @@
-//! The actor: one task a key, from its first waiting message to its last.
+//! The actor: it has one key at a time, from the first waiting message to the last, and then takes the next key.
 //!
 //! A message is judged by the store, run until it ends, and committed; the next one of the key starts while the disk
 //! still syncs, because commits are durable in the order in which they are handed in. An actor never acks: it hands in
-//! commits that settle when they are durable.
+//! commits that settle when they are durable. It keeps nothing of a key when it lets go of it.
 
 use std::sync::Arc;
 
@@ -12,10 +12,11 @@ use super::admission::Admitted;
 use super::attempt::{Ended, attempt_until_ended};
 use super::batch;
 use super::commit;
+use super::crew::Turn;
 use super::dead_letter::{self, Burial, Death};
 use super::duplicate::{self, Unrecorded};
 use super::key_memory::KeyMemory;
-use super::queue::Queue;
+use super::queue::{Look, Queue};
 use crate::batch::ErasedBatchHandler;
 use crate::failpoint::{self, Point};
 use crate::handler::AnyHandler;
@@ -24,27 +25,47 @@ use crate::options::OnConflict;
 use crate::planted::{self, Bug};
 use crate::store::{DeadNote, Outcome, Persisted, Reason, Records, ResultRow, StoreError};
 
-/// Works off the key of `first` until its mailbox is empty.
+/// Works off one key after the other; rests while none is ready, until the drain or until enough others rest.
 ///
 /// # Errors
 ///
 /// The store's: nothing of the worker may go on then.
-pub(crate) async fn run(queue: Arc<Queue>, first: Box<Admitted>) -> Result<(), StoreError> {
+pub(crate) async fn run(queue: Arc<Queue>) -> Result<(), StoreError> {
+    let mut turn = Turn::default();
+    loop {
+        match queue.look(&mut turn) {
+            Look::At(first) => work_off_key(&queue, first, &mut turn).await?,
+            Look::Rest(called) => {
+                called.await;
+                turn = Turn::default();
+            }
+            Look::End => return Ok(()),
+        }
+    }
+}
+
+/// Works off the key of `first` until its mailbox is empty.
+async fn work_off_key(
+    queue: &Arc<Queue>,
+    first: Box<Admitted>,
+    turn: &mut Turn,
+) -> Result<(), StoreError> {
     let key = first.key.clone();
     let mut memory = KeyMemory::default();
     let mut next = Some(first);
     while let Some(message) = next {
+        turn.count();
         next = match &queue.handler {
             AnyHandler::Single(_) => {
-                work_off_or_release(&queue, message, &mut memory).await?;
+                work_off_or_release(queue, message, &mut memory).await?;
                 None
             }
             AnyHandler::Batch(handler) => {
-                Box::pin(work_off_together(&queue, &**handler, message, &mut memory)).await?
+                Box::pin(work_off_together(queue, &**handler, message, &mut memory)).await?
             }
         };
         if next.is_none() {
-            next = queue.next(&key).map(Box::new);
+            next = queue.next(&key);
         }
     }
     Ok(())
@@ -82,7 +103,7 @@ async fn work_off_together(
         together.push(*message);
         // The mailbox stays: while it does, no other actor works on the key.
         next = (together.len() < queue.options.batch.get())
-            .then(|| queue.next_waiting(&key).map(Box::new))
+            .then(|| queue.next_waiting(&key))
             .flatten();
     }
     if together.is_empty() {
@@ -284,10 +305,10 @@ fn outcome(name: &'static str) {
 mod tests {
     use super::*;
 
-    /// A task is allocated and copied for nearly every message.
+    /// A flood of keys whose handlers wait has a task for each.
     #[test]
     fn the_task_of_an_actor_stays_small() {
-        fn size_of_task<F>(_: fn(Arc<Queue>, Box<Admitted>) -> F) -> usize {
+        fn size_of_task<F>(_: fn(Arc<Queue>) -> F) -> usize {
             size_of::<F>()
         }
         let bytes = size_of_task(run);

@@ -3,6 +3,7 @@
 //! Pure. A message that cannot be worked on is admitted all the same, with its verdict: it takes its place in its key's
 //! order and ends in the dead-letter queue by the same way as every other.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -24,10 +25,20 @@ pub(crate) struct Tag {
 }
 
 /// What an actor serializes: an ordering key, or one message that has none.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ActorKey {
     Named(Key),
     Own(Identity),
+}
+
+/// By the little that tells them apart: it is hashed with a random key several times a message.
+impl Hash for ActorKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Named(key) => state.write(key.as_bytes()),
+            Self::Own(identity) => state.write_u64(identity.hash64()),
+        }
+    }
 }
 
 /// A delivery on its way through the runtime.
@@ -85,7 +96,7 @@ impl Admission {
         generation: &Generation,
         received: Instant,
         random: impl FnOnce() -> [u8; 16],
-    ) -> Admitted {
+    ) -> Box<Admitted> {
         let Delivery { tag, redelivered, message, defect } = delivery;
         let resolved = self.resolver.resolve(&message);
         let mut defect = defect.map(|what| (Reason::Decode, what));
@@ -116,7 +127,8 @@ impl Admission {
         let returned = id.is_none().then(|| generation.over.clone());
         let shared = None;
         let bytes = message.memory_bytes();
-        Admitted {
+        // Boxed once: it goes from hand to hand.
+        Box::new(Admitted {
             bytes,
             tag,
             message,
@@ -129,7 +141,7 @@ impl Admission {
             defect,
             returned,
             shared,
-        }
+        })
     }
 }
 
@@ -159,7 +171,7 @@ pub(crate) mod tests {
     }
 
     fn admit(admission: &Admission, message: Message) -> Admitted {
-        admission.admit(delivery(1, message), &Generation::default(), Instant::now(), || [1; 16])
+        *admission.admit(delivery(1, message), &Generation::default(), Instant::now(), || [1; 16])
     }
 
     pub(crate) fn admitted(id: u32, body: &str, tag: u64) -> Admitted {
@@ -169,7 +181,7 @@ pub(crate) mod tests {
             ..Message::default()
         };
         let admission = admission(IdentityRules::default());
-        admission.admit(delivery(tag, message), &Generation::default(), Instant::now(), || [0; 16])
+        *admission.admit(delivery(tag, message), &Generation::default(), Instant::now(), || [0; 16])
     }
 
     pub(crate) fn admitted_with_key(id: u32, key: &str, tag: u64) -> Admitted {
@@ -179,7 +191,7 @@ pub(crate) mod tests {
             ..Message::default()
         };
         let rules = IdentityRules { key: vec![Source::RoutingKey], ..IdentityRules::default() };
-        admission(rules).admit(
+        *admission(rules).admit(
             delivery(tag, message),
             &Generation::default(),
             Instant::now(),

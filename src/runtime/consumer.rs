@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::RunError;
 use super::actor;
-use super::admission::{Admitted, Generation};
+use super::admission::Generation;
 use super::drain;
 use super::intake::Intake;
 use super::queue::Queue;
@@ -207,12 +207,9 @@ impl Consumer {
                 }
                 Some(ended) = self.actors.join_next(), if !self.actors.is_empty() => {
                     self.actor_ended(ended)?;
-                    while let Some(ended) = self.actors.try_join_next() {
-                        self.actor_ended(ended)?;
-                    }
-                    if let Some(ended) = self.take_ready(deliveries) {
-                        return Ok(ended);
-                    }
+                }
+                () = queue.short_of_actors.notified() => {
+                    self.actors.spawn(actor::run(Arc::clone(&queue)));
                 }
                 _ = tick.tick() => {
                     self.show_load();
@@ -224,7 +221,7 @@ impl Consumer {
                 }
                 () = queue.contested.notified() => {
                     for message in queue.take_readmitted() {
-                        self.start(message);
+                        queue.enter(Box::new(message));
                     }
                 }
                 () = self.intake.changed() => {}
@@ -264,7 +261,7 @@ impl Consumer {
                 let now = Instant::now();
                 let admitted = self.queue.admission.admit(delivery, &self.generation, now, random);
                 let bytes = admitted.bytes;
-                self.start(admitted);
+                self.queue.enter(admitted);
                 self.proved();
                 self.isolated = self.isolated.saturating_sub(1);
                 let is_readable = was_isolated && self.isolated == 0;
@@ -282,12 +279,6 @@ impl Consumer {
             self.reconnect.connected();
             self.queue.health.clear(&self.part);
             self.queue.metrics.blocked.set(0.0);
-        }
-    }
-
-    fn start(&mut self, message: Admitted) {
-        if let Some(first) = self.queue.enter(message) {
-            self.actors.spawn(actor::run(Arc::clone(&self.queue), Box::new(first)));
         }
     }
 

@@ -33,6 +33,7 @@ pub(crate) async fn finish(
     limit: Duration,
 ) -> Vec<ActorEnd> {
     failpoint::reached(Point::Draining);
+    queue.dismiss_actors();
     let deadline = Instant::now() + limit.min(TIME_MAX);
     let mut ended = Vec::new();
     while !actors.is_empty() {

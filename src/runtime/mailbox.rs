@@ -1,8 +1,10 @@
-//! What waits for each key, in delivery order.
+//! What waits for each key, in delivery order, and which keys wait for an actor.
 //!
-//! Pure. A key has an entry exactly as long as an actor works on it: the actor that finds its mailbox empty takes the
-//! entry away in the same step and ends, so none idles and none is missed.
+//! Pure. A key has an entry exactly as long as it is ready or an actor works on it: the actor that finds its mailbox
+//! empty takes the entry away in the same step, so none is missed. The first message of a ready key lies in the line of
+//! those keys, the others in its mailbox.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
 use super::admission::{ActorKey, Admitted};
@@ -10,39 +12,58 @@ use crate::planted::{self, Bug};
 
 #[derive(Debug, Default)]
 pub(crate) struct Mailboxes {
-    mailboxes: HashMap<ActorKey, VecDeque<Admitted>>,
+    mailboxes: HashMap<ActorKey, VecDeque<Box<Admitted>>>,
+    /// The first message of each key that no actor works on.
+    ready: VecDeque<Box<Admitted>>,
 }
 
 impl Mailboxes {
-    /// Gives the message back if its key is free: the caller starts an actor with it.
-    pub(crate) fn put(&mut self, message: Admitted) -> Option<Admitted> {
-        if let Some(mailbox) = self.mailboxes.get_mut(&message.key)
-            && !planted::is(Bug::KeyNotSerialized)
-        {
-            mailbox.push_back(message);
-            return None;
+    /// Whether it makes its key ready: then an actor has to come.
+    pub(crate) fn put(&mut self, message: Box<Admitted>) -> bool {
+        match self.mailboxes.entry(message.key.clone()) {
+            Entry::Occupied(mut mailbox) if !planted::is(Bug::KeyNotSerialized) => {
+                mailbox.get_mut().push_back(message);
+                return false;
+            }
+            // The first message is not in the mailbox, so the entry of a key that comes once costs no allocation.
+            entry => {
+                entry.or_default();
+            }
         }
-        // The first message never waits, so the entry of a key that comes once costs no allocation.
-        self.mailboxes.insert(message.key.clone(), VecDeque::new());
-        Some(message)
+        self.ready.push_back(message);
+        true
     }
 
-    /// The next message of the key; `None` ends its actor.
-    pub(crate) fn next(&mut self, key: &ActorKey) -> Option<Admitted> {
-        let next = self.mailboxes.get_mut(key).and_then(VecDeque::pop_front);
-        if next.is_none() {
-            self.mailboxes.remove(key);
+    /// Takes the key that has been ready for longest, by its first message: it is the caller's now.
+    pub(crate) fn take_ready(&mut self) -> Option<Box<Admitted>> {
+        self.ready.pop_front()
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next message of the key; `None` lets go of it.
+    pub(crate) fn next(&mut self, key: &ActorKey) -> Option<Box<Admitted>> {
+        match self.mailboxes.entry(key.clone()) {
+            Entry::Occupied(mut mailbox) => {
+                let next = mailbox.get_mut().pop_front();
+                if next.is_none() {
+                    mailbox.remove();
+                }
+                next
+            }
+            Entry::Vacant(_) => None,
         }
-        next
     }
 
     /// The next message of the key, which stays its actor's though none be left.
-    pub(crate) fn next_waiting(&mut self, key: &ActorKey) -> Option<Admitted> {
+    pub(crate) fn next_waiting(&mut self, key: &ActorKey) -> Option<Box<Admitted>> {
         self.mailboxes.get_mut(key).and_then(VecDeque::pop_front)
     }
 
-    /// Takes out all that waits and came with this generation; actors and their entries stay.
-    pub(crate) fn drop_generation(&mut self, generation: u32) -> Vec<Admitted> {
+    /// Takes out all that waits and came with this generation; keys that actors work on stay theirs.
+    pub(crate) fn drop_generation(&mut self, generation: u32) -> Vec<Box<Admitted>> {
         let mut dropped = Vec::new();
         for mailbox in self.mailboxes.values_mut() {
             for message in std::mem::take(mailbox) {
@@ -53,6 +74,15 @@ impl Mailboxes {
                 }
             }
         }
+        for first in std::mem::take(&mut self.ready) {
+            if first.tag.generation != generation {
+                self.ready.push_back(first);
+                continue;
+            }
+            let behind_it = self.next(&first.key);
+            self.ready.extend(behind_it);
+            dropped.push(first);
+        }
         dropped
     }
 }
@@ -62,26 +92,52 @@ mod tests {
     use super::*;
     use crate::runtime::admission::tests::admitted_with_key;
 
+    fn message(number: u32, key: &str) -> Box<Admitted> {
+        Box::new(admitted_with_key(number, key, u64::from(number)))
+    }
+
+    fn tag(message: Option<Box<Admitted>>) -> Option<u64> {
+        message.map(|message| message.tag.tag)
+    }
+
     #[test]
-    fn a_key_has_one_actor_until_its_mailbox_is_empty() {
+    fn a_key_is_ready_once_until_its_mailbox_is_empty() {
         let mut mailboxes = Mailboxes::default();
-        let first = mailboxes.put(admitted_with_key(1, "k", 1)).expect("the key is free");
-        assert!(mailboxes.put(admitted_with_key(2, "k", 2)).is_none());
-        assert!(mailboxes.put(admitted_with_key(3, "other", 3)).is_some());
-        assert_eq!(mailboxes.next(&first.key).map(|message| message.tag.tag), Some(2));
+        assert!(mailboxes.put(message(1, "k")));
+        assert!(!mailboxes.put(message(2, "k")));
+        assert!(mailboxes.put(message(3, "other")));
+        let first = mailboxes.take_ready().expect("the key is ready");
+        assert_eq!(first.tag.tag, 1);
+        assert!(!mailboxes.put(message(4, "k")), "an actor works on it");
+        assert_eq!(tag(mailboxes.next(&first.key)), Some(2));
+        assert_eq!(tag(mailboxes.next(&first.key)), Some(4));
         assert!(mailboxes.next(&first.key).is_none());
-        assert!(mailboxes.put(admitted_with_key(4, "k", 4)).is_some());
+        assert!(mailboxes.put(message(5, "k")));
+        assert_eq!(tag(mailboxes.take_ready()), Some(3));
+        assert_eq!(tag(mailboxes.take_ready()), Some(5));
+        assert!(!mailboxes.has_ready());
     }
 
     #[test]
     fn only_what_waits_leaves_with_its_generation() {
         let mut mailboxes = Mailboxes::default();
-        let running = mailboxes.put(admitted_with_key(1, "k", 1)).expect("the key is free");
-        mailboxes.put(admitted_with_key(2, "k", 2));
-        let mut newer = admitted_with_key(3, "k", 1);
-        newer.tag.generation += 1;
-        mailboxes.put(newer);
-        assert_eq!(mailboxes.drop_generation(running.tag.generation).len(), 1);
-        assert_eq!(mailboxes.next(&running.key).map(|message| message.tag.tag), Some(1));
+        assert!(mailboxes.put(message(1, "k")));
+        let running = mailboxes.take_ready().expect("the key is ready");
+        mailboxes.put(message(2, "k"));
+        // Ready: one whose successor is newer, and one without.
+        mailboxes.put(message(3, "l"));
+        mailboxes.put(message(4, "m"));
+        for (number, key) in [(5, "k"), (6, "l")] {
+            let mut newer = message(number, key);
+            newer.tag.generation += 1;
+            mailboxes.put(newer);
+        }
+        let dropped = mailboxes.drop_generation(running.tag.generation);
+        let tags: Vec<u64> = dropped.iter().map(|message| message.tag.tag).collect();
+        assert_eq!(tags, [2, 3, 4]);
+        assert_eq!(tag(mailboxes.next(&running.key)), Some(5));
+        assert_eq!(tag(mailboxes.take_ready()), Some(6));
+        assert!(!mailboxes.has_ready());
+        assert!(mailboxes.put(message(7, "m")), "its key is free");
     }
 }

@@ -24,6 +24,7 @@ mod breaker;
 mod claims;
 mod commit;
 mod consumer;
+mod crew;
 mod dead_letter;
 mod drain;
 mod duplicate;

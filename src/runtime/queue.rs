@@ -7,12 +7,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
+use super::crew::{Call, Crew, Turn};
 use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
 use super::load::InFlight;
@@ -66,6 +68,10 @@ pub(crate) struct Queue {
     pub(crate) in_flight: InFlight,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
+    /// A key is ready and all actors are at work.
+    pub(crate) short_of_actors: Notify,
+    /// Where actors rest.
+    called: Notify,
     /// Commits that were handed in and have not settled yet.
     pub(super) commits: CommitsUnderWay,
     said_no_key: std::sync::Once,
@@ -77,8 +83,18 @@ pub(crate) struct Queue {
 pub(super) struct Dispatch {
     pub(super) claims: Claims,
     mailboxes: Mailboxes,
+    crew: Crew,
     /// Contested deliveries whose claim has ended.
     readmit: Vec<Admitted>,
+}
+
+/// What an actor that looks for a key does next.
+pub(crate) enum Look<'a> {
+    /// Work on this message's key.
+    At(Box<Admitted>),
+    /// Wait to be called.
+    Rest(Notified<'a>),
+    End,
 }
 
 /// What a [`Queue`] is made of.
@@ -142,14 +158,16 @@ impl Queue {
             draining,
             dispatch: Mutex::default(),
             contested: Notify::new(),
+            short_of_actors: Notify::new(),
+            called: Notify::new(),
             commits: CommitsUnderWay::default(),
             said_no_key: std::sync::Once::new(),
             unreadable: OnceLock::new(),
         }
     }
 
-    /// Claims the message's identity and puts it into its mailbox; gives it back if its key needs an actor.
-    pub(crate) fn enter(&self, message: Admitted) -> Option<Admitted> {
+    /// Claims the message's identity and puts it into its mailbox; calls an actor if its key has none.
+    pub(crate) fn enter(&self, message: Box<Admitted>) {
         if matches!(message.key, ActorKey::Own(_)) && message.id.is_some() {
             self.say_no_key();
         }
@@ -161,28 +179,62 @@ impl Queue {
             Claimed::New => {
                 failpoint::reached(Point::Claimed);
                 self.in_flight.set(dispatch.claims.bytes());
-                dispatch.mailboxes.put(message)
+                if dispatch.mailboxes.put(message) {
+                    let call = dispatch.crew.call();
+                    drop(dispatch);
+                    self.answer(call);
+                }
             }
             Claimed::Joined => {
                 drop(dispatch);
                 self.metrics.duplicates.increment(1);
-                None
             }
             Claimed::Contested => {
-                dispatch.claims.contest(message);
+                dispatch.claims.contest(*message);
                 self.in_flight.set(dispatch.claims.bytes());
-                None
             }
         }
     }
 
-    /// The next message of the key; `None` ends its actor.
-    pub(crate) fn next(&self, key: &ActorKey) -> Option<Admitted> {
+    /// A key for an actor that has none; if it leaves others behind, the next actor is called.
+    pub(crate) fn look(&self, turn: &mut Turn) -> Look<'_> {
+        let mut dispatch = self.lock();
+        if dispatch.crew.looks(turn)
+            && let Some(first) = dispatch.mailboxes.take_ready()
+        {
+            if dispatch.mailboxes.has_ready() {
+                let call = dispatch.crew.call();
+                drop(dispatch);
+                self.answer(call);
+            }
+            return Look::At(first);
+        }
+        // Made under the lock: from here on it hears of a dismissal.
+        if dispatch.crew.rests() { Look::Rest(self.called.notified()) } else { Look::End }
+    }
+
+    fn answer(&self, call: Call) {
+        match call {
+            Call::Nobody => {}
+            // The last one that began to rest: its memory is warm, and those who rest for long stay where they are.
+            Call::Resting => self.called.notify_last(),
+            Call::New => self.short_of_actors.notify_one(),
+        }
+    }
+
+    /// Sends those who rest away: an actor without a key ends from now on.
+    pub(crate) fn dismiss_actors(&self) {
+        self.lock().crew.dismiss();
+        self.called.notify_waiters();
+    }
+
+    /// The next message of the key; `None` if there is none, and then it is no longer the caller's.
+    pub(crate) fn next(&self, key: &ActorKey) -> Option<Box<Admitted>> {
         self.lock().mailboxes.next(key)
     }
 
     /// The next message of the key, for an actor that goes on without one too.
-    pub(crate) fn next_waiting(&self, key: &ActorKey) -> Option<Admitted> {
+    pub(crate) fn next_waiting(&self, key: &ActorKey) -> Option<Box<Admitted>> {
         self.lock().mailboxes.next_waiting(key)
     }
 

@@ -95,6 +95,8 @@ impl Settler<'_> {
                 inbox.closing
             };
             let now = Instant::now();
+            // In their order most of them follow the one before.
+            finished.sort_unstable_by_key(|tag| tag.tag);
             for tag in &finished {
                 self.window.finish(tag.tag, now);
             }

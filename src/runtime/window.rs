@@ -22,18 +22,28 @@ pub(crate) struct AckWindow {
     highest: u64,
     /// Unfinished tags below the highest: at most as many as the prefetch.
     gaps: BTreeSet<u64>,
-    /// Finished tags that are not acked, and since when.
+    /// The highest tag, if it has finished without a gap below and is not acked; of those just before it only their
+    /// number is known. Most tags finish so, and cost no place in a map.
+    leading: Option<u64>,
+    led: usize,
+    /// Other finished tags that are not acked, and since when.
     finished: BTreeMap<u64, Instant>,
 }
 
 impl AckWindow {
     /// Tags that are finished and wait to be acked.
     pub(crate) fn unacked(&self) -> usize {
-        self.finished.len()
+        self.led + self.finished.len()
     }
 
     /// The tag's outcome is persisted. Once a tag.
     pub(crate) fn finish(&mut self, tag: u64, now: Instant) {
+        if self.gaps.is_empty() && tag == self.highest + 1 {
+            self.highest = tag;
+            self.leading = Some(tag);
+            self.led += 1;
+            return;
+        }
         if tag > self.highest {
             self.gaps.extend(self.highest + 1..tag);
             self.highest = tag;
@@ -50,7 +60,10 @@ impl AckWindow {
             None => BTreeMap::new(),
         };
         let prefix = std::mem::replace(&mut self.finished, behind);
-        let last = prefix.last_key_value().map(|(tag, _)| *tag);
+        // What leads did so before there was a gap, or when the last one had closed.
+        let leading = self.leading.take();
+        self.led = 0;
+        let last = prefix.last_key_value().map(|(tag, _)| *tag).max(leading);
         last.map(|tag| if planted::is(Bug::AckWindowOffByOne) { tag + 1 } else { tag })
     }
 
