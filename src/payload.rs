@@ -8,6 +8,7 @@ use std::any::Any;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 
 use crate::message::Message;
 
@@ -40,13 +41,15 @@ pub struct Reply {
 }
 
 /// A body does not decode into the type that the handler takes.
+///
+/// Says what is wrong and where, and nothing of what is in the body: it is shown in logs and headers.
 #[derive(Debug, thiserror::Error)]
-#[error("body of {body_bytes} bytes is not a valid {type_name} in {codec}")]
+#[error("body of {body_bytes} bytes is not a valid {type_name} in {codec}: {problem}")]
 pub struct DecodeError {
     body_bytes: usize,
     type_name: &'static str,
     codec: &'static str,
-    source: Box<dyn std::error::Error + Send + Sync>,
+    problem: String,
 }
 
 /// A type that a handler can take; every `serde` type that owns its data is one, and so is [`Body`].
@@ -67,11 +70,11 @@ impl FromMessage for Body {
 
 impl<T: DeserializeOwned> FromMessage for T {
     fn from_message(message: &Message, codec: Codec) -> Result<Self, DecodeError> {
-        let error = |codec, source| DecodeError {
+        let error = |codec, problem| DecodeError {
             body_bytes: message.body.len(),
             type_name: std::any::type_name::<T>(),
             codec,
-            source,
+            problem,
         };
         let postcard = match codec {
             Codec::Json => false,
@@ -79,11 +82,29 @@ impl<T: DeserializeOwned> FromMessage for T {
             Codec::ByContentType => is_postcard(message.properties.content_type.as_deref()),
         };
         if postcard {
-            postcard::from_bytes(&message.body).map_err(|source| error("postcard", source.into()))
+            postcard::from_bytes(&message.body)
+                .map_err(|source| error("postcard", source.to_string()))
         } else {
-            serde_json::from_slice(&message.body).map_err(|source| error("JSON", source.into()))
+            serde_json::from_slice(&message.body)
+                .map_err(|source| error("JSON", json_problem(&source)))
         }
     }
+}
+
+/// What serde_json says, without the values and names of the body that it quotes.
+fn json_problem(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
+    let what = match (error.classify(), missing) {
+        // The name is the type's own.
+        (Category::Data, Some((field, _))) => &format!("field `{field}` is missing"),
+        (Category::Data, None) => {
+            "a value is of another type or out of range, or a field is unknown"
+        }
+        (Category::Eof, _) => "it ends too early",
+        (Category::Syntax | Category::Io, _) => "it is no JSON",
+    };
+    format!("{what}, at line {} column {}", error.line(), error.column())
 }
 
 /// Why a value was not encoded.
@@ -237,6 +258,31 @@ mod tests {
         assert_eq!(encode_result(7, Codec::Json, 9).expect("small"), Some(json("7")));
         assert_eq!(encode_result(raw.clone(), Codec::Json, 1).expect("fits"), Some(raw.clone()));
         assert!(matches!(encode_result(Some(raw), Codec::Json, 0), Err(EncodeError::TooLarge)));
+    }
+
+    /// The error is in logs, in health and in the dead letter's headers.
+    #[test]
+    fn what_is_wrong_with_a_body_is_told_without_what_is_in_it() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Charge {
+            #[expect(dead_code, reason = "decoded only")]
+            cents: i64,
+        }
+        let told = |body: &str, codec| {
+            let error = Charge::from_message(&message("", body.as_bytes()), codec);
+            let text = crate::handler::error_chain(&error.expect_err("it is wrong"), 1000);
+            assert!(!text.contains("4111"), "{text}");
+            text.split_once("JSON: ").map(|(_, problem)| problem.to_owned()).unwrap_or_default()
+        };
+        let wrong = "a value is of another type or out of range, or a field is unknown";
+        let at = |what: &str, column: usize| format!("{what}, at line 1 column {column}");
+        assert_eq!(told("{\"cents\":\"4111\"}", Codec::Json), at(wrong, 15));
+        assert_eq!(told("{\"4111\":1}", Codec::Json), at(wrong, 7));
+        assert_eq!(told("{}", Codec::Json), at("field `cents` is missing", 2));
+        assert_eq!(told("{4111", Codec::Json), at("it is no JSON", 2));
+        assert_eq!(told("{\"cents\":4111", Codec::Json), at("it ends too early", 13));
+        assert_eq!(told("", Codec::Postcard), "");
     }
 
     #[test]

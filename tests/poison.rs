@@ -65,6 +65,9 @@ async fn poison_on(kind: &str) {
     assert!(status.success(), "{status}: {}", directory.logged());
     assert_eq!(client.depth("in").await, 0, "the queue is empty");
     println!("{kind}: {kills} kills, done at each: {done_at_kills:?}");
+    // Where the others waited for the end of the poison, none would be.
+    let done_before_the_last = done_at_kills.last().copied().unwrap_or_default();
+    assert!(done_before_the_last >= OTHERS / 2, "poison holds others back: {done_at_kills:?}");
 
     let letters = client.take_all("in.dead").await;
     // A kill between its confirmation and the commit that says so brings a dead letter again, under its id.

@@ -251,7 +251,8 @@ async fn a_flipped_byte_is_noticed_or_harmless_and_what_is_sound_can_be_saved() 
     println!("ONCEWARD_SEED={seed} cargo test --features testkit --test disk");
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut refused, mut saved) = (0, 0);
-    for _ in 0..8 {
+    let mut tried = 0;
+    while tried < 8 || (refused == 0 && tried < 40) {
         copy(&sound, &scene.store());
         let at = random.u64(..length);
         let file =
@@ -259,6 +260,11 @@ async fn a_flipped_byte_is_noticed_or_harmless_and_what_is_sound_can_be_saved() 
         let file = file.expect("there");
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).expect("read");
+        // Most of a new store's file is not written yet.
+        if byte[0] == 0 {
+            continue;
+        }
+        tried += 1;
         file.write_all_at(&[byte[0] ^ 0x10], at).expect("written");
         drop(file);
         let inspected = scene.onceward(&["store", "verify", "--json"]);
@@ -290,7 +296,8 @@ async fn a_flipped_byte_is_noticed_or_harmless_and_what_is_sound_can_be_saved() 
         let verified = scene.onceward(&["store", "verify"]);
         assert!(verified.status.success(), "byte {at}: {verified:?}");
     }
-    println!("{refused} of 8 refused, {saved} of them saved in part");
+    println!("{refused} of {tried} refused, {saved} of them saved in part");
+    assert!(refused > 0, "no flipped byte was noticed in {tried}");
 }
 
 /// The store knows all, and does nothing of it again; what it may send again has the id that it had.
