@@ -97,7 +97,7 @@ fn json_problem(error: &serde_json::Error) -> String {
     let missing = text.strip_prefix("missing field `").and_then(|rest| rest.split_once('`'));
     let what = match (error.classify(), missing) {
         // The name is the type's own.
-        (Category::Data, Some((field, _))) => &format!("field `{field}` is missing"),
+        (Category::Data, Some((field, _))) => &format!("missing field `{field}`"),
         (Category::Data, None) => {
             "a value is of another type or out of range, or a field is unknown"
         }
@@ -279,7 +279,7 @@ mod tests {
         let at = |what: &str, column: usize| format!("{what}, at line 1 column {column}");
         assert_eq!(told("{\"cents\":\"4111\"}", Codec::Json), at(wrong, 15));
         assert_eq!(told("{\"4111\":1}", Codec::Json), at(wrong, 7));
-        assert_eq!(told("{}", Codec::Json), at("field `cents` is missing", 2));
+        assert_eq!(told("{}", Codec::Json), at("missing field `cents`", 2));
         assert_eq!(told("{4111", Codec::Json), at("it is no JSON", 2));
         assert_eq!(told("{\"cents\":4111", Codec::Json), at("it ends too early", 13));
         assert_eq!(told("", Codec::Postcard), "");

@@ -183,7 +183,8 @@ pub(crate) fn outgoing_id(scope: &ScopeName, id: &MessageId, index: u32) -> Stri
 /// The name of the death of this content under an id: the same for every store, so that readers of dead letters know
 /// one again after a takeover by a worker with another memory.
 ///
-/// Not of the id alone: when its record has expired, another body can die under it. A conflict's death is one of its own.
+/// Not of the id alone: when its record has expired, another body can die under it. A conflict's death is one of its
+/// own.
 pub(crate) fn death_id(
     scope: &ScopeName,
     id: &MessageId,

@@ -174,9 +174,11 @@ fn state_steps_results_and_what_is_sent_survive_a_power_cut_whole_or_not_at_all(
         let judged = cut_after(&mut disk, &mut ledger, &life, &mut seen);
         judged.unwrap_or_else(|error| panic!("cut {number}, {task:?}: {error}; {}", disk.keep()));
     }
-    say(&format!("{cuts} cuts of effects in {:.1} s: {seen:?}", started.elapsed().as_secs_f64()));
+    say(&format!("{cuts} cuts of effects: {seen:?}"));
+    let seconds = started.elapsed().as_secs();
     assert!(seen.acked > 0 && seen.resent > 0 && seen.replayed > 0, "{seen:?}");
     assert!(cuts < 50 || seen.compactions > 0, "{seen:?}");
+    say(&format!("TIER power-cuts-with-effects: {cuts} cuts, 0 violations, {seconds} s"));
 }
 
 fn life(rng: &mut fastrand::Rng, has_worked: bool) -> Life {

@@ -63,12 +63,14 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_instant() {
         assert!(verdict.is_clean(), "cut {number}: {verdict:?}; {}", disk.keep());
         total.add(&verdict);
     }
-    say(&format!("{cuts} cuts in {:.1} s: {total}", started.elapsed().as_secs_f64()));
+    say(&format!("{cuts} cuts: {total}"));
+    let seconds = started.elapsed().as_secs();
     assert!(
         total.cuts_with_new_ids * 2 > cuts,
         "most cuts were before the first acknowledgement: {total}"
     );
     assert!(cuts < 50 || total.forgotten > 0, "no block was collected: {total}");
+    say(&format!("TIER power-cuts: {cuts} cuts, 0 violations, {seconds} s"));
 }
 
 #[test]
