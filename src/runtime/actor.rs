@@ -4,15 +4,18 @@
 //! still syncs, because commits are durable in the order in which they are handed in. An actor never acks: it hands in
 //! commits that settle when they are durable. It keeps nothing of a key when it lets go of it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{Instrument as _, Span, field};
 
 use super::admission::Admitted;
 use super::attempt::{Ended, attempt_until_ended};
 use super::batch;
 use super::commit;
-use super::crew::Turn;
 use super::dead_letter::{self, Burial, Death};
 use super::duplicate::{self, Unrecorded};
 use super::key_memory::KeyMemory;
@@ -25,20 +28,27 @@ use crate::options::OnConflict;
 use crate::planted::{self, Bug};
 use crate::store::{DeadNote, Outcome, Persisted, Reason, Records, ResultRow, StoreError};
 
+/// How long an actor goes on before others get its thread: what it has woken may have no other.
+const TURN: Duration = Duration::from_micros(200);
+
 /// Works off one key after the other; rests while none is ready, until the drain or until enough others rest.
 ///
 /// # Errors
 ///
 /// The store's: nothing of the worker may go on then.
 pub(crate) async fn run(queue: Arc<Queue>) -> Result<(), StoreError> {
-    let mut turn = Turn::default();
+    let mut turn = Instant::now();
     loop {
-        match queue.look(&mut turn) {
+        match queue.look() {
             Look::At(first) => work_off_key(&queue, first, &mut turn).await?,
-            Look::Rest(called) => {
-                called.await;
-                turn = Turn::default();
-            }
+            Look::Rest => match queue.called.acquire().await {
+                Ok(called) => {
+                    called.forget();
+                    turn = Instant::now();
+                }
+                // Dismissed: what there is to do is to find that out.
+                Err(_) => {}
+            },
             Look::End => return Ok(()),
         }
     }
@@ -48,27 +58,52 @@ pub(crate) async fn run(queue: Arc<Queue>) -> Result<(), StoreError> {
 async fn work_off_key(
     queue: &Arc<Queue>,
     first: Box<Admitted>,
-    turn: &mut Turn,
+    turn: &mut Instant,
 ) -> Result<(), StoreError> {
     let key = first.key.clone();
     let mut memory = KeyMemory::default();
     let mut next = Some(first);
     while let Some(message) = next {
-        turn.count();
-        next = match &queue.handler {
-            AnyHandler::Single(_) => {
-                work_off_or_release(queue, message, &mut memory).await?;
-                None
+        next = watched(queue, async {
+            match &queue.handler {
+                AnyHandler::Single(_) => {
+                    work_off_or_release(queue, message, &mut memory).await?;
+                    Ok(None)
+                }
+                AnyHandler::Batch(handler) => {
+                    Box::pin(work_off_together(queue, &**handler, message, &mut memory)).await
+                }
             }
-            AnyHandler::Batch(handler) => {
-                Box::pin(work_off_together(queue, &**handler, message, &mut memory)).await?
-            }
-        };
+        })
+        .await?;
         if next.is_none() {
             next = queue.next(&key);
         }
+        let now = Instant::now();
+        if now.duration_since(*turn) >= TURN {
+            tokio::task::yield_now().await;
+            *turn = Instant::now();
+        }
     }
     Ok(())
+}
+
+/// Tells the queue while the work waits, so that another actor looks for keys.
+async fn watched<T>(queue: &Queue, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let mut waits = false;
+    poll_fn(|cx| {
+        if waits {
+            queue.actor_goes_on();
+        }
+        let polled = work.as_mut().poll(cx);
+        waits = polled.is_pending();
+        if waits {
+            queue.actor_waits();
+        }
+        polled
+    })
+    .await
 }
 
 async fn work_off_or_release(

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -29,6 +29,9 @@ use crate::store::StoreError;
 
 /// How often gauges are set and ended actors looked for when nothing arrives.
 const TICK: Duration = Duration::from_millis(500);
+
+/// How long a key may be ready before one more actor is called: those that are awake may block their threads.
+const RELIEF: Duration = Duration::from_millis(2);
 
 /// Deliveries taken in one go before actors and settler get a turn.
 const BURST: usize = 64;
@@ -191,7 +194,9 @@ impl Consumer {
     ) -> Result<Ended, RunError> {
         let queue = Arc::clone(&self.queue);
         let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut relief = tokio::time::interval(RELIEF);
+        relief.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_stopped = self.intake.is_stopped();
             // Every branch is cancel-safe: a delivery that was not taken stays in the stream.
@@ -209,7 +214,12 @@ impl Consumer {
                     self.actor_ended(ended)?;
                 }
                 () = queue.short_of_actors.notified() => {
-                    self.actors.spawn(actor::run(Arc::clone(&queue)));
+                    for _ in 0..queue.actors_to_start() {
+                        self.actors.spawn(actor::run(Arc::clone(&queue)));
+                    }
+                }
+                _ = relief.tick(), if queue.has_ready() => {
+                    queue.relieve_actors(Instant::now() - RELIEF);
                 }
                 _ = tick.tick() => {
                     self.show_load();

@@ -1,19 +1,23 @@
-//! How many actors look for a key to work on: pure.
+//! How many actors are at work, and when another one is called: pure.
 //!
-//! As long as a key is ready, an actor is on its way to take one. Whoever takes a key and leaves others behind calls the
-//! next; so a handler that waits, or blocks its thread, holds nobody up, and with handlers that end at once a few actors
-//! work off all keys, one after the other, without being started or woken for each. Knows neither keys nor tasks.
+//! As many actors are awake as there are threads to run them. While handlers end at once these few work off one ready
+//! key after the other, and no task is made or woken for each message; an actor that waits for something is none of
+//! them, and another one is called in its place. So as long as a key is ready an actor is awake that will look for it.
+//! That one may be held up by a handler that blocks its thread: whoever sees a key ready for too long has it relieved.
+//! Knows neither keys nor tasks.
 
 /// Actors that rest at most; one more ends instead, so that a flood leaves nothing behind.
 pub(crate) const RESTING_MAX: usize = 64;
 
-/// Messages after which an actor rests if another one is on its way: or more and more would share the work of a few.
-const TURN_MESSAGES: u32 = 64;
-
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Crew {
+    /// Most actors that are awake at once, but for those that were relieved or have just gone on.
+    width: usize,
+    /// Actors that are called, look for a key or work on one, and do not wait.
+    awake: usize,
     resting: usize,
-    is_looking: bool,
+    /// Called ones that are not started yet.
+    starting: usize,
     is_dismissed: bool,
 }
 
@@ -21,52 +25,58 @@ pub(crate) struct Crew {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Call {
-    /// Somebody is on its way.
+    /// Enough are awake.
     Nobody,
     /// One of those who rest.
     Resting,
-    /// All are at work: another actor is to be started.
+    /// Nobody rests: another actor is to be started.
     New,
 }
 
-/// What an actor has done since it was called.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    has_looked: bool,
-    messages: u32,
-}
-
-impl Turn {
-    pub(crate) const fn count(&mut self) {
-        self.messages = self.messages.saturating_add(1);
-    }
-}
-
 impl Crew {
+    pub(crate) const fn new(width: usize) -> Self {
+        Self { width, awake: 0, resting: 0, starting: 0, is_dismissed: false }
+    }
+
     /// A key is ready.
     pub(crate) const fn call(&mut self) -> Call {
-        if self.is_looking {
-            return Call::Nobody;
-        }
-        self.is_looking = true;
+        if self.awake < self.width { self.relieve() } else { Call::Nobody }
+    }
+
+    /// A key has been ready for too long, whoever is awake.
+    pub(crate) const fn relieve(&mut self) -> Call {
+        self.awake += 1;
         if self.resting == 0 {
+            self.starting += 1;
             return Call::New;
         }
         self.resting -= 1;
         Call::Resting
     }
 
-    /// An actor asks for a key; whether it may take one.
-    pub(crate) const fn looks(&mut self, turn: &mut Turn) -> bool {
-        if !turn.has_looked {
-            turn.has_looked = true;
-            self.is_looking = false;
-        }
-        turn.messages < TURN_MESSAGES || !self.is_looking
+    /// How many actors are to be started.
+    pub(crate) const fn take_starting(&mut self) -> usize {
+        std::mem::replace(&mut self.starting, 0)
     }
 
-    /// An actor has no key; whether it rests until it is called, or ends.
+    /// An actor that works waits for something.
+    pub(crate) const fn waits(&mut self) {
+        self.awake -= 1;
+    }
+
+    /// It does not wait any more.
+    pub(crate) const fn goes_on(&mut self) {
+        self.awake += 1;
+    }
+
+    /// Whether an actor that has no key may take one: enough others are awake if not.
+    pub(crate) const fn may_look(&self) -> bool {
+        self.awake <= self.width
+    }
+
+    /// An actor takes no key; whether it rests until it is called, or ends.
     pub(crate) const fn rests(&mut self) -> bool {
+        self.awake -= 1;
         let rests = !self.is_dismissed && self.resting < RESTING_MAX;
         if rests {
             self.resting += 1;
@@ -77,6 +87,8 @@ impl Crew {
     /// Nobody rests from now on; those who do are to be woken.
     pub(crate) const fn dismiss(&mut self) {
         self.is_dismissed = true;
+        // They find out by themselves that there is nothing to do.
+        self.awake += self.resting;
         self.resting = 0;
     }
 }
@@ -90,24 +102,31 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Act {
         Arrive,
+        Relieve,
         /// The actor of this number goes on: it looks, or ends what it works on and looks.
         Step(usize),
+        /// It waits, or does not wait any more.
+        Wait(usize),
     }
 
     fn act() -> impl Strategy<Value = Act> {
-        prop_oneof![2 => Just(Act::Arrive), 3 => (0..100usize).prop_map(Act::Step)]
+        prop_oneof![
+            4 => Just(Act::Arrive),
+            1 => Just(Act::Relieve),
+            6 => (0..100usize).prop_map(Act::Step),
+            3 => (0..100usize).prop_map(Act::Wait),
+        ]
     }
 
-    #[derive(Debug)]
+    #[derive(Clone, Copy, Debug, PartialEq)]
     enum Actor {
-        Called(Turn),
-        Working(Turn),
+        /// Called or at work.
+        Awake,
+        Waiting,
         Resting,
-        Ended,
     }
 
     /// The actors as the runtime has them.
-    #[derive(Default)]
     struct Model {
         crew: Crew,
         ready: usize,
@@ -115,40 +134,71 @@ mod tests {
     }
 
     impl Model {
-        fn call(&mut self) {
-            match self.crew.call() {
+        fn count(&self, which: Actor) -> usize {
+            self.actors.iter().filter(|actor| **actor == which).count()
+        }
+
+        fn answer(&mut self, call: Call) {
+            match call {
                 Call::Nobody => {}
-                Call::New => self.actors.push(Actor::Called(Turn::default())),
+                Call::New => {
+                    assert_eq!(self.crew.take_starting(), 1);
+                    self.actors.push(Actor::Awake);
+                }
                 Call::Resting => {
-                    let mut resting =
-                        self.actors.iter_mut().filter(|actor| matches!(actor, Actor::Resting));
-                    *resting.next().expect("one rests") = Actor::Called(Turn::default());
+                    let resting = self.actors.iter().position(|actor| *actor == Actor::Resting);
+                    self.actors[resting.expect("one rests")] = Actor::Awake;
                 }
             }
         }
 
-        fn step(&mut self, number: usize) {
-            let number = number % self.actors.len().max(1);
-            let Some(actor) = self.actors.get_mut(number) else { return };
-            let mut turn = match std::mem::replace(actor, Actor::Ended) {
-                Actor::Called(turn) => turn,
-                Actor::Working(mut turn) => {
-                    turn.count();
-                    turn
+        fn act(&mut self, act: Act) {
+            match act {
+                Act::Arrive => {
+                    self.ready += 1;
+                    let call = self.crew.call();
+                    self.answer(call);
                 }
-                other => {
-                    *actor = other;
-                    return;
+                Act::Relieve => {
+                    if self.ready > 0 {
+                        let call = self.crew.relieve();
+                        self.answer(call);
+                    }
                 }
-            };
-            if self.crew.looks(&mut turn) && self.ready > 0 {
-                self.ready -= 1;
-                *actor = Actor::Working(turn);
-                if self.ready > 0 {
-                    self.call();
+                Act::Step(number) | Act::Wait(number) if self.actors.is_empty() => {
+                    let _ = number;
                 }
-            } else if self.crew.rests() {
-                *actor = Actor::Resting;
+                Act::Step(number) => {
+                    let number = number % self.actors.len();
+                    if self.actors[number] != Actor::Awake {
+                        return;
+                    }
+                    if self.crew.may_look() && self.ready > 0 {
+                        self.ready -= 1;
+                    } else if self.crew.rests() {
+                        self.actors[number] = Actor::Resting;
+                    } else {
+                        self.actors.swap_remove(number);
+                    }
+                }
+                Act::Wait(number) => {
+                    let number = number % self.actors.len();
+                    match self.actors[number] {
+                        Actor::Awake => {
+                            self.actors[number] = Actor::Waiting;
+                            self.crew.waits();
+                            if self.ready > 0 {
+                                let call = self.crew.call();
+                                self.answer(call);
+                            }
+                        }
+                        Actor::Waiting => {
+                            self.actors[number] = Actor::Awake;
+                            self.crew.goes_on();
+                        }
+                        Actor::Resting => {}
+                    }
+                }
             }
         }
     }
@@ -157,47 +207,38 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn while_a_key_is_ready_an_actor_is_on_its_way(
-            acts in prop::collection::vec(act(), 1..400),
+        fn while_a_key_is_ready_an_actor_is_awake(
+            width in 1..4usize, acts in prop::collection::vec(act(), 1..400),
         ) {
-            let mut model = Model::default();
+            let mut model = Model { crew: Crew::new(width), ready: 0, actors: Vec::new() };
             for act in acts {
-                match act {
-                    Act::Arrive => {
-                        model.ready += 1;
-                        model.call();
-                    }
-                    Act::Step(number) => model.step(number),
-                }
-                let called =
-                    model.actors.iter().filter(|actor| matches!(actor, Actor::Called(_))).count();
-                prop_assert!(called <= 1);
-                prop_assert!(model.ready == 0 || called == 1, "{:?}", model.actors);
-                let resting =
-                    model.actors.iter().filter(|actor| matches!(actor, Actor::Resting)).count();
-                prop_assert!(resting <= RESTING_MAX);
-                model.actors.retain(|actor| !matches!(actor, Actor::Ended));
+                model.act(act);
+                prop_assert_eq!(model.crew.awake, model.count(Actor::Awake));
+                prop_assert_eq!(model.crew.resting, model.count(Actor::Resting));
+                prop_assert!(model.ready == 0 || model.crew.awake > 0, "{:?}", model.actors);
+                prop_assert!(model.crew.resting <= RESTING_MAX);
             }
         }
     }
 
     #[test]
-    fn an_actor_that_has_had_its_turn_leaves_the_rest_to_the_one_that_was_called() {
-        let mut crew = Crew::default();
-        assert_eq!(crew.call(), Call::New);
-        let mut turn = Turn::default();
-        assert!(crew.looks(&mut turn));
-        for _ in 0..TURN_MESSAGES {
-            turn.count();
-        }
-        assert!(crew.looks(&mut turn), "nobody else looks");
-        assert_eq!(crew.call(), Call::New);
-        assert!(!crew.looks(&mut turn));
+    fn more_actors_than_threads_are_awake_only_where_a_key_was_ready_for_too_long() {
+        let mut crew = Crew::new(2);
+        let calls = [(); 3].map(|()| crew.call());
+        assert_eq!(calls, [Call::New, Call::New, Call::Nobody]);
+        crew.waits();
+        assert_eq!(crew.call(), Call::New, "in the place of the one that waits");
+        assert_eq!(crew.relieve(), Call::New);
+        assert!(!crew.may_look(), "one too many");
+        assert!(crew.rests());
+        assert!(crew.may_look());
+        assert_eq!(crew.take_starting(), 4);
     }
 
     #[test]
     fn who_is_dismissed_does_not_rest() {
-        let mut crew = Crew::default();
+        let mut crew = Crew::new(1);
+        assert_eq!(crew.call(), Call::New);
         assert!(crew.rests());
         crew.dismiss();
         assert!(!crew.rests());

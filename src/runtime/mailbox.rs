@@ -7,6 +7,8 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
+use tokio::time::Instant;
+
 use super::admission::{ActorKey, Admitted};
 use crate::planted::{self, Bug};
 
@@ -41,6 +43,11 @@ impl Mailboxes {
 
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
+    }
+
+    /// Whether the first of the ready keys was so then already.
+    pub(crate) fn is_ready_since(&self, then: Instant) -> bool {
+        self.ready.front().is_some_and(|first| first.tag.received <= then)
     }
 
     /// The next message of the key; `None` lets go of it.

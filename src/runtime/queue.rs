@@ -7,14 +7,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::futures::Notified;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
-use super::crew::{Call, Crew, Turn};
+use super::crew::{Call, Crew};
 use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
 use super::load::InFlight;
@@ -68,10 +69,10 @@ pub(crate) struct Queue {
     pub(crate) in_flight: InFlight,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
-    /// A key is ready and all actors are at work.
+    /// Actors are to be started: [`Self::actors_to_start`].
     pub(crate) short_of_actors: Notify,
-    /// Where actors rest.
-    called: Notify,
+    /// Where actors rest, until one of its permits is for them; closed when they are dismissed.
+    pub(crate) called: Semaphore,
     /// Commits that were handed in and have not settled yet.
     pub(super) commits: CommitsUnderWay,
     said_no_key: std::sync::Once,
@@ -79,7 +80,7 @@ pub(crate) struct Queue {
     pub(super) unreadable: OnceLock<StoreError>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Dispatch {
     pub(super) claims: Claims,
     mailboxes: Mailboxes,
@@ -89,11 +90,11 @@ pub(super) struct Dispatch {
 }
 
 /// What an actor that looks for a key does next.
-pub(crate) enum Look<'a> {
+pub(crate) enum Look {
     /// Work on this message's key.
     At(Box<Admitted>),
     /// Wait to be called.
-    Rest(Notified<'a>),
+    Rest,
     End,
 }
 
@@ -156,10 +157,15 @@ impl Queue {
             admission,
             settlements: Settlements::default(),
             draining,
-            dispatch: Mutex::default(),
+            dispatch: Mutex::new(Dispatch {
+                claims: Claims::default(),
+                mailboxes: Mailboxes::default(),
+                crew: Crew::new(threads()),
+                readmit: Vec::new(),
+            }),
             contested: Notify::new(),
             short_of_actors: Notify::new(),
-            called: Notify::new(),
+            called: Semaphore::new(0),
             commits: CommitsUnderWay::default(),
             said_no_key: std::sync::Once::new(),
             unreadable: OnceLock::new(),
@@ -196,36 +202,63 @@ impl Queue {
         }
     }
 
-    /// A key for an actor that has none; if it leaves others behind, the next actor is called.
-    pub(crate) fn look(&self, turn: &mut Turn) -> Look<'_> {
+    /// A key for an actor that has none.
+    pub(crate) fn look(&self) -> Look {
         let mut dispatch = self.lock();
-        if dispatch.crew.looks(turn)
+        if dispatch.crew.may_look()
             && let Some(first) = dispatch.mailboxes.take_ready()
         {
-            if dispatch.mailboxes.has_ready() {
-                let call = dispatch.crew.call();
-                drop(dispatch);
-                self.answer(call);
-            }
             return Look::At(first);
         }
-        // Made under the lock: from here on it hears of a dismissal.
-        if dispatch.crew.rests() { Look::Rest(self.called.notified()) } else { Look::End }
+        if dispatch.crew.rests() { Look::Rest } else { Look::End }
+    }
+
+    /// An actor that works waits: another one looks for keys meanwhile.
+    pub(crate) fn actor_waits(&self) {
+        let mut dispatch = self.lock();
+        dispatch.crew.waits();
+        if dispatch.mailboxes.has_ready() {
+            let call = dispatch.crew.call();
+            drop(dispatch);
+            self.answer(call);
+        }
+    }
+
+    pub(crate) fn actor_goes_on(&self) {
+        self.lock().crew.goes_on();
+    }
+
+    pub(crate) fn has_ready(&self) -> bool {
+        self.lock().mailboxes.has_ready()
+    }
+
+    /// Calls one more actor if a key was ready that long ago already: a handler may block its thread.
+    pub(crate) fn relieve_actors(&self, ready_since: Instant) {
+        let mut dispatch = self.lock();
+        if dispatch.mailboxes.is_ready_since(ready_since) {
+            let call = dispatch.crew.relieve();
+            drop(dispatch);
+            self.answer(call);
+        }
     }
 
     fn answer(&self, call: Call) {
         match call {
             Call::Nobody => {}
-            // The last one that began to rest: its memory is warm, and those who rest for long stay where they are.
-            Call::Resting => self.called.notify_last(),
+            Call::Resting => self.called.add_permits(1),
             Call::New => self.short_of_actors.notify_one(),
         }
+    }
+
+    /// How many actors are to be started.
+    pub(crate) fn actors_to_start(&self) -> usize {
+        self.lock().crew.take_starting()
     }
 
     /// Sends those who rest away: an actor without a key ends from now on.
     pub(crate) fn dismiss_actors(&self) {
         self.lock().crew.dismiss();
-        self.called.notify_waiters();
+        self.called.close();
     }
 
     /// The next message of the key; `None` if there is none, and then it is no longer the caller's.
@@ -339,4 +372,9 @@ impl Queue {
     pub(super) fn lock(&self) -> MutexGuard<'_, Dispatch> {
         self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Threads that run actors.
+fn threads() -> usize {
+    Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers())
 }
