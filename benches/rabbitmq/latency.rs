@@ -1,13 +1,14 @@
 //! How long does a message take from its publisher to its ack, at which rate?
 //!
-//! Measured is the time from the moment a message was *due* at its publisher (an open loop, see `load.rs`) to the moment
-//! its ack, or the `multiple` ack that covers it, was written to the socket: publisher, broker, queueing in the broker,
-//! handler, commit, sync and the wait for earlier acks. The publisher runs in the parent, `onceward` in a process of its
-//! own, with a handler that does nothing; both read the system's monotonic clock.
+//! Measured is the time from the moment a message was *due* at its publisher (an open loop, see `load.rs`) to when its
+//! ack, or the `multiple` ack that covers it, was written to the socket: publisher, broker, waiting in the broker,
+//! handler, commit, sync and the wait for earlier acks. The publisher runs in the parent, `onceward` in a process of
+//! its own, with a handler that does nothing; both read the system's monotonic clock. CPU of the broker has the
+//! publisher's side in it, and what the broker does when it is idle.
 //!
 //! A rate is *sustained* if the queue does not grow: in the last second in which it is offered there is a moment when
 //! less than a tenth of a second's messages are due and not acked. The highest one is searched from half of the rate of
-//! the drains in steps of a tenth of it, one time in length each, and the last step is halved once.
+//! the drains upwards, in steps of a tenth of it, each offered for `--latency-seconds`; the last step is halved once.
 
 use std::time::Duration;
 

@@ -8,13 +8,13 @@
 //!   every 64. `lapin-concurrent` handles as many messages at once as the prefetch lets through, each with its own ack.
 //! - `lapin-redis-always`, `lapin-redis-everysec`: like `lapin-concurrent`, with a `SET id NX EX` before the ack, in a
 //!   Redis on the same disk that syncs before it answers, or once a second (its default, which forgets up to a second
-//!   of ids in a power cut). It is what most people run. It promises less: an id is marked before its handler ran, so a
+//!   of ids in a power cut). It is what many run, and promises less: an id is marked before its handler ran, so a
 //!   crash between the two loses the effect.
 //! - `onceward` (a handler that does nothing, every outcome synced before its ack), `onceward-state` (it adds to a
 //!   counter of the message's key) and `onceward-send` (it sends one message on, confirmed before the ack).
 //!
-//! **Latency** of `onceward` at offered rates: see `latency.rs` for what exactly is measured. `--sustain MINUTES` goes on
-//! at 0.7 of the highest rate, to show whether anything drifts.
+//! **Latency** of `onceward` at offered rates: see `latency.rs` for what exactly is measured. `--sustain MINUTES` goes
+//! on at 0.7 of the highest rate, to show whether anything drifts.
 //!
 //! Needs the node of `AMQP_URL`, or starts a private one by `scripts/rabbitmq start`; starts a private Redis by
 //! `scripts/redis start` and stops it. JSON lines on standard output, tables for people on standard error.

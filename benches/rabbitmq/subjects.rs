@@ -139,8 +139,8 @@ async fn is_new(mut redis: MultiplexedConnection, id: &str) -> Result<bool> {
 
 /// As many messages at once as the prefetch lets through, each asking Redis, if there is one, before its own ack.
 ///
-/// All in one task and on one multiplexed connection. The two other ways to write it were slower: a plain loop waits for
-/// Redis with every message (with `always`, for a sync), and a task per message costs more than it does here.
+/// All in one task and on one multiplexed connection. Two other ways to write it were slower: a plain loop waits for
+/// Redis with every message (with `always`, for a sync), and a task per message costs more than it brings.
 async fn concurrent(task: &Drain) -> Result<Drained> {
     let redis = match &task.redis {
         Some(redis) => {

@@ -14,7 +14,8 @@ use crate::support::rounds::rounded;
 
 const EVERY: Duration = Duration::from_secs(30);
 
-/// So short that memory and disk are at their plateau after a few lines.
+/// So short that memory and disk come to their plateau: after twice this, as what has expired is noticed once more, and
+/// when sled's cache is full.
 const RETENTION_S: u64 = 120;
 
 /// At this rate for this time; latencies are what `latency.rs` measures.
