@@ -1,12 +1,13 @@
 //! How much memory does the worker take at its worst: floods of keys, large bodies, many headers, a hot key, a hundred
 //! thousand dead letters, a dead downstream?
 //!
-//! Prints for each case the resident memory before, at its peak and after, and how much of the peak the bounds explain.
-//! Each case runs in a process of its own, on a RabbitMQ whose URL is `AMQP_URL`, or in the process where it says so.
+//! Prints for each case the resident memory before, at its peak and after, as a JSON line and in a table at the end.
+//! Each case runs in a process of its own, on the RabbitMQ of `AMQP_URL`. The peak has the allocator's and the client's
+//! buffers in it, so bounds explain it only in part.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a bench fails")]
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +16,13 @@ use onceward::{
     AmqpBroker, AmqpOptions, Body, Broker, Context, Declare, Handler, HeaderValue, MemoryBroker,
     Message, Options, Properties, Published, QueueOptions, Source, StoreOptions, Worker, reject,
 };
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+
+mod support;
+
+use support::machine;
+use support::rounds::rounded;
 
 const QUEUE: &str = "memory-bench";
 
@@ -142,7 +149,15 @@ async fn consume(url: &str, case: &str, messages: u64) {
     let ended = work.ended.load(Ordering::Relaxed);
     let (peak_mb, after_mb, took_s) =
         (memory_mb("VmHWM"), memory_mb("VmRSS"), started.elapsed().as_secs_f64());
-    println!("{case:<16} {ended:>9} {before_mb:>9.0} {peak_mb:>9.0} {after_mb:>9.0} {took_s:>8.1}");
+    let line = json!({
+        "case": case,
+        "ended": ended,
+        "rss_mb_before": rounded(before_mb, 1),
+        "rss_mb_peak": rounded(peak_mb, 1),
+        "rss_mb_after": rounded(after_mb, 1),
+        "took_s": rounded(took_s, 1),
+    });
+    println!("{line}");
 }
 
 fn main() {
@@ -161,14 +176,17 @@ fn main() {
     }
     let url = std::env::var("AMQP_URL").expect("AMQP_URL=$(scripts/rabbitmq start)");
     let quick = std::env::var("ONCEWARD_QUICK").is_ok();
-    println!(
+    println!("{}", machine::header("memory", json!({"quick": quick})).unwrap());
+    let mut table = vec![format!(
         "{:<16} {:>9} {:>9} {:>9} {:>9} {:>8}",
         "case", "ended", "before MB", "peak MB", "after MB", "s"
-    );
+    )];
     let own = |arguments: &[&str]| {
         let program = std::env::current_exe().unwrap();
-        let status = Command::new(program).args(arguments).status().unwrap();
-        assert!(status.success(), "{arguments:?}: {status}");
+        let output = Command::new(program).args(arguments).stderr(Stdio::inherit()).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", output.status);
+        String::from_utf8(output.stdout).unwrap()
     };
     for (case, messages, what) in CASES {
         if !arguments.is_empty() && !arguments.iter().any(|wanted| wanted == case) {
@@ -180,10 +198,22 @@ fn main() {
         if messages > 0 {
             own(&["publish", &url, case, &count]);
         }
-        own(&["consume", &url, case, &count]);
+        let said = own(&["consume", &url, case, &count]);
+        print!("{said}");
+        let line: Value = serde_json::from_str(&said).unwrap();
+        let figure = |name: &str| line.get(name).and_then(Value::as_f64).unwrap();
+        table.push(format!(
+            "{case:<16} {:>9} {:>9.0} {:>9.0} {:>9.0} {:>8.1}",
+            figure("ended"),
+            figure("rss_mb_before"),
+            figure("rss_mb_peak"),
+            figure("rss_mb_after"),
+            figure("took_s")
+        ));
         // What a case leaves behind is not for the next one.
         runtime.block_on(purge(&url));
     }
+    println!("\n{}", table.join("\n"));
 }
 
 async fn purge(url: &str) {

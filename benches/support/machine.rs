@@ -51,10 +51,19 @@ pub(crate) fn own_cpu_us() -> Result<u64> {
 
 /// Resident memory of this process, in bytes.
 pub(crate) fn rss_bytes() -> Result<u64> {
+    status_bytes("VmRSS:")
+}
+
+/// The most that was ever resident of this process, in bytes.
+pub(crate) fn rss_peak_bytes() -> Result<u64> {
+    status_bytes("VmHWM:")
+}
+
+fn status_bytes(name: &str) -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(kib.context("no VmRSS")?.parse::<u64>()? * 1024)
+    Ok(kib.with_context(|| format!("no {name}"))?.parse::<u64>()? * 1024)
 }
 
 /// What the files of a directory take on disk, in bytes.

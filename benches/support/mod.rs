@@ -1,6 +1,11 @@
-//! What the benches share: the machine they ran on, a recorder of metrics, and the spread of figures over rounds.
+//! What the benches share: the machine they ran on, a recorder of metrics, the spread of figures over rounds, and
+//! messages that are waiting or offered by a timetable.
 #![allow(dead_code, reason = "each bench uses its part")]
 
+pub(crate) mod drain;
+pub(crate) mod load;
 pub(crate) mod machine;
+pub(crate) mod offering;
 pub(crate) mod recorder;
 pub(crate) mod rounds;
+pub(crate) mod timed;

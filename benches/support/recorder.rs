@@ -125,6 +125,19 @@ impl HistogramFn for Distribution {
 }
 
 impl Distribution {
+    /// As it is now.
+    pub(crate) fn snapshot(&self) -> Self {
+        self.since(&Self::default())
+    }
+
+    /// What came after an earlier snapshot of it.
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let count = |bucket: &AtomicU64| bucket.load(Ordering::Relaxed);
+        let pairs = self.buckets.iter().zip(&earlier.buckets);
+        let buckets = pairs.map(|(now, then)| (count(now) - count(then)).into()).collect();
+        Self { buckets }
+    }
+
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
     }
