@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -302,6 +302,52 @@ async fn a_redelivery_after_the_commit_is_acked_without_a_run() {
     world.settled().await;
     assert_eq!(world.recorder.ids().len(), 100);
     worker.drain().await.expect("a clean drain");
+}
+
+/// Handlers that go on when so many of them are in at once, each in the way that it blocks its thread.
+#[derive(Clone)]
+struct Meeting {
+    wanted: usize,
+    inside: Arc<(Mutex<usize>, Condvar)>,
+    block: fn(&mut dyn FnMut()),
+}
+
+impl Handler<Body> for Meeting {
+    async fn handle(&self, _: &mut Context, _: Body) -> onceward::Result {
+        (self.block)(&mut || {
+            let (inside, changed) = &*self.inside;
+            let mut inside = inside.lock().expect("not poisoned");
+            *inside += 1;
+            changed.notify_all();
+            let patience = Duration::from_secs(20);
+            let waited = changed.wait_timeout_while(inside, patience, |of| *of < self.wanted);
+            assert!(!waited.expect("not poisoned").1.timed_out(), "the others do not come");
+        });
+        Ok(())
+    }
+}
+
+async fn meet(wanted: usize, block: fn(&mut dyn FnMut())) {
+    let mut world = World::new();
+    world.options.retry.max_attempts = NonZeroU32::MIN;
+    let meeting = Meeting { wanted, inside: Arc::default(), block };
+    for number in 0..wanted {
+        world.publish(&number.to_string(), &number.to_string(), "");
+    }
+    let worker = world.worker().queue_with(world.options.clone(), meeting);
+    worker.run_until(async { world.settled().await }).await.expect("a clean drain");
+    assert!(world.dead_letters().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handlers_that_block_their_threads_hold_up_nobody_else_while_there_are_threads() {
+    // One thread is the broker's and the store's.
+    meet(3, |wait| wait()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handlers_that_give_their_threads_away_run_side_by_side_up_to_the_concurrency() {
+    meet(40, |wait| tokio::task::block_in_place(wait)).await;
 }
 
 #[tokio::test(start_paused = true)]

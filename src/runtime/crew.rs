@@ -3,16 +3,21 @@
 //! As many actors are awake as there are threads to run them. While handlers end at once these few work off one ready
 //! key after the other, and no task is made or woken for each message; an actor that waits for something is none of
 //! them, and another one is called in its place. So as long as a key is ready an actor is awake that will look for it.
-//! That one may be held up by a handler that blocks its thread: whoever sees a key ready for too long has it relieved.
-//! Knows neither keys nor tasks.
+//! Those may be held up by handlers that block their threads: each time that a key is seen to be ready for too long one
+//! more may be awake, until an actor finds nothing to do. Knows neither keys nor tasks.
 
 /// Actors that rest at most; one more ends instead, so that a flood leaves nothing behind.
 pub(crate) const RESTING_MAX: usize = 64;
 
+/// Most actors that are awake beside one for each thread.
+const EXTRA_MAX: usize = 256;
+
 #[derive(Debug)]
 pub(crate) struct Crew {
-    /// Most actors that are awake at once, but for those that were relieved or have just gone on.
-    width: usize,
+    /// Threads that run actors.
+    threads: usize,
+    /// How many more than these may be awake.
+    extra: usize,
     /// Actors that are called, look for a key or work on one, and do not wait.
     awake: usize,
     resting: usize,
@@ -34,17 +39,15 @@ pub(crate) enum Call {
 }
 
 impl Crew {
-    pub(crate) const fn new(width: usize) -> Self {
-        Self { width, awake: 0, resting: 0, starting: 0, is_dismissed: false }
+    pub(crate) const fn new(threads: usize) -> Self {
+        Self { threads, extra: 0, awake: 0, resting: 0, starting: 0, is_dismissed: false }
     }
 
     /// A key is ready.
     pub(crate) const fn call(&mut self) -> Call {
-        if self.awake < self.width { self.relieve() } else { Call::Nobody }
-    }
-
-    /// A key has been ready for too long, whoever is awake.
-    pub(crate) const fn relieve(&mut self) -> Call {
+        if self.awake >= self.threads + self.extra {
+            return Call::Nobody;
+        }
         self.awake += 1;
         if self.resting == 0 {
             self.starting += 1;
@@ -52,6 +55,14 @@ impl Crew {
         }
         self.resting -= 1;
         Call::Resting
+    }
+
+    /// A key has been ready for too long, whoever is awake.
+    pub(crate) const fn relieve(&mut self) -> Call {
+        if self.extra < EXTRA_MAX {
+            self.extra += 1;
+        }
+        self.call()
     }
 
     /// How many actors are to be started.
@@ -71,7 +82,12 @@ impl Crew {
 
     /// Whether an actor that has no key may take one: enough others are awake if not.
     pub(crate) const fn may_look(&self) -> bool {
-        self.awake <= self.width
+        self.awake <= self.threads + self.extra
+    }
+
+    /// An actor that looked for a key found none.
+    pub(crate) const fn found_none(&mut self) {
+        self.extra = self.extra.saturating_sub(1);
     }
 
     /// An actor takes no key; whether it rests until it is called, or ends.
@@ -173,9 +189,14 @@ mod tests {
                     if self.actors[number] != Actor::Awake {
                         return;
                     }
-                    if self.crew.may_look() && self.ready > 0 {
-                        self.ready -= 1;
-                    } else if self.crew.rests() {
+                    if self.crew.may_look() {
+                        if self.ready > 0 {
+                            self.ready -= 1;
+                            return;
+                        }
+                        self.crew.found_none();
+                    }
+                    if self.crew.rests() {
                         self.actors[number] = Actor::Resting;
                     } else {
                         self.actors.swap_remove(number);
@@ -208,9 +229,9 @@ mod tests {
 
         #[test]
         fn while_a_key_is_ready_an_actor_is_awake(
-            width in 1..4usize, acts in prop::collection::vec(act(), 1..400),
+            threads in 1..4usize, acts in prop::collection::vec(act(), 1..400),
         ) {
-            let mut model = Model { crew: Crew::new(width), ready: 0, actors: Vec::new() };
+            let mut model = Model { crew: Crew::new(threads), ready: 0, actors: Vec::new() };
             for act in acts {
                 model.act(act);
                 prop_assert_eq!(model.crew.awake, model.count(Actor::Awake));
@@ -229,9 +250,15 @@ mod tests {
         crew.waits();
         assert_eq!(crew.call(), Call::New, "in the place of the one that waits");
         assert_eq!(crew.relieve(), Call::New);
+        assert!(crew.may_look(), "also the one that was called");
+        crew.goes_on();
         assert!(!crew.may_look(), "one too many");
         assert!(crew.rests());
         assert!(crew.may_look());
+        crew.found_none();
+        assert!(crew.rests());
+        assert!(crew.may_look());
+        assert_eq!(crew.call(), Call::Nobody, "as many as threads");
         assert_eq!(crew.take_starting(), 4);
     }
 

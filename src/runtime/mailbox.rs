@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::time::Instant;
 
 use super::admission::{ActorKey, Admitted};
+use crate::identity::Identity;
 use crate::planted::{self, Bug};
 
 #[derive(Debug, Default)]
@@ -69,13 +70,15 @@ impl Mailboxes {
         self.mailboxes.get_mut(key).and_then(VecDeque::pop_front)
     }
 
-    /// Takes out all that waits and came with this generation; keys that actors work on stay theirs.
-    pub(crate) fn drop_generation(&mut self, generation: u32) -> Vec<Box<Admitted>> {
+    /// Takes out all that waits and came with this generation, and says what it was.
+    ///
+    /// Keys that actors work on stay theirs.
+    pub(crate) fn drop_generation(&mut self, generation: u32) -> Vec<Identity> {
         let mut dropped = Vec::new();
         for mailbox in self.mailboxes.values_mut() {
             for message in std::mem::take(mailbox) {
                 if message.tag.generation == generation {
-                    dropped.push(message);
+                    dropped.push(message.identity);
                 } else {
                     mailbox.push_back(message);
                 }
@@ -88,7 +91,7 @@ impl Mailboxes {
             }
             let behind_it = self.next(&first.key);
             self.ready.extend(behind_it);
-            dropped.push(first);
+            dropped.push(first.identity);
         }
         dropped
     }
@@ -140,8 +143,8 @@ mod tests {
             mailboxes.put(newer);
         }
         let dropped = mailboxes.drop_generation(running.tag.generation);
-        let tags: Vec<u64> = dropped.iter().map(|message| message.tag.tag).collect();
-        assert_eq!(tags, [2, 3, 4]);
+        let expected = [(2, "k"), (3, "l"), (4, "m")].map(|(of, key)| message(of, key).identity);
+        assert_eq!(dropped, expected);
         assert_eq!(tag(mailboxes.next(&running.key)), Some(5));
         assert_eq!(tag(mailboxes.take_ready()), Some(6));
         assert!(!mailboxes.has_ready());

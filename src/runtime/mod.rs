@@ -39,11 +39,13 @@ mod prefetch;
 mod queue;
 mod rate;
 mod reply;
+mod roster;
 mod run;
 mod settle;
 mod step_rows;
 mod supervisor;
 mod under_way;
+mod verdict;
 mod window;
 
 use self::supervisor::{Registered, Supervisor};

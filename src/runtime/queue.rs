@@ -7,20 +7,19 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
-use super::crew::{Call, Crew};
+use super::crew::Crew;
 use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
 use super::load::InFlight;
 use super::mailbox::Mailboxes;
 use super::pace::Pace;
+use super::roster;
 use super::settle::Settlements;
 use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
@@ -83,19 +82,10 @@ pub(crate) struct Queue {
 #[derive(Debug)]
 pub(super) struct Dispatch {
     pub(super) claims: Claims,
-    mailboxes: Mailboxes,
-    crew: Crew,
+    pub(super) mailboxes: Mailboxes,
+    pub(super) crew: Crew,
     /// Contested deliveries whose claim has ended.
     readmit: Vec<Admitted>,
-}
-
-/// What an actor that looks for a key does next.
-pub(crate) enum Look {
-    /// Work on this message's key.
-    At(Box<Admitted>),
-    /// Wait to be called.
-    Rest,
-    End,
 }
 
 /// What a [`Queue`] is made of.
@@ -160,7 +150,7 @@ impl Queue {
             dispatch: Mutex::new(Dispatch {
                 claims: Claims::default(),
                 mailboxes: Mailboxes::default(),
-                crew: Crew::new(threads()),
+                crew: Crew::new(roster::threads()),
                 readmit: Vec::new(),
             }),
             contested: Notify::new(),
@@ -200,75 +190,6 @@ impl Queue {
                 self.in_flight.set(dispatch.claims.bytes());
             }
         }
-    }
-
-    /// A key for an actor that has none.
-    pub(crate) fn look(&self) -> Look {
-        let mut dispatch = self.lock();
-        if dispatch.crew.may_look()
-            && let Some(first) = dispatch.mailboxes.take_ready()
-        {
-            return Look::At(first);
-        }
-        if dispatch.crew.rests() { Look::Rest } else { Look::End }
-    }
-
-    /// An actor that works waits: another one looks for keys meanwhile.
-    pub(crate) fn actor_waits(&self) {
-        let mut dispatch = self.lock();
-        dispatch.crew.waits();
-        if dispatch.mailboxes.has_ready() {
-            let call = dispatch.crew.call();
-            drop(dispatch);
-            self.answer(call);
-        }
-    }
-
-    pub(crate) fn actor_goes_on(&self) {
-        self.lock().crew.goes_on();
-    }
-
-    pub(crate) fn has_ready(&self) -> bool {
-        self.lock().mailboxes.has_ready()
-    }
-
-    /// Calls one more actor if a key was ready that long ago already: a handler may block its thread.
-    pub(crate) fn relieve_actors(&self, ready_since: Instant) {
-        let mut dispatch = self.lock();
-        if dispatch.mailboxes.is_ready_since(ready_since) {
-            let call = dispatch.crew.relieve();
-            drop(dispatch);
-            self.answer(call);
-        }
-    }
-
-    fn answer(&self, call: Call) {
-        match call {
-            Call::Nobody => {}
-            Call::Resting => self.called.add_permits(1),
-            Call::New => self.short_of_actors.notify_one(),
-        }
-    }
-
-    /// How many actors are to be started.
-    pub(crate) fn actors_to_start(&self) -> usize {
-        self.lock().crew.take_starting()
-    }
-
-    /// Sends those who rest away: an actor without a key ends from now on.
-    pub(crate) fn dismiss_actors(&self) {
-        self.lock().crew.dismiss();
-        self.called.close();
-    }
-
-    /// The next message of the key; `None` if there is none, and then it is no longer the caller's.
-    pub(crate) fn next(&self, key: &ActorKey) -> Option<Box<Admitted>> {
-        self.lock().mailboxes.next(key)
-    }
-
-    /// The next message of the key, for an actor that goes on without one too.
-    pub(crate) fn next_waiting(&self, key: &ActorKey) -> Option<Box<Admitted>> {
-        self.lock().mailboxes.next_waiting(key)
     }
 
     /// The journal that keeps the message's record: by its retention.
@@ -326,9 +247,9 @@ impl Queue {
         let before = dispatch.readmit.len();
         dispatch.readmit.retain(|message| message.tag.generation != generation);
         returned += before - dispatch.readmit.len();
-        for message in waiting.iter().filter(|_| !planted::is(Bug::ClaimNotReleased)) {
+        for identity in waiting.into_iter().filter(|_| !planted::is(Bug::ClaimNotReleased)) {
             // Nothing contests it any more: that was of this generation too, or went with its own.
-            let (tags, _) = dispatch.claims.end(message.identity);
+            let (tags, _) = dispatch.claims.end(identity);
             returned += tags.len();
         }
         self.in_flight.set(dispatch.claims.bytes());
@@ -372,9 +293,4 @@ impl Queue {
     pub(super) fn lock(&self) -> MutexGuard<'_, Dispatch> {
         self.dispatch.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Threads that run actors.
-fn threads() -> usize {
-    Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers())
 }
