@@ -7,6 +7,10 @@ use std::process::{Command, ExitCode};
 
 use onceward::STACK_BYTES_MIN;
 
+/// Messages are made by one thread and freed by another, which the system's allocator does slowly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 
 fn main() -> ExitCode {

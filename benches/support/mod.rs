@@ -9,3 +9,7 @@ pub(crate) mod offering;
 pub(crate) mod recorder;
 pub(crate) mod rounds;
 pub(crate) mod timed;
+
+/// As the stock binary has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
