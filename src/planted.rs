@@ -61,6 +61,8 @@ pub enum Bug {
     IndexNotRebuilt,
     /// New runs start while the worker drains.
     RunInDrain,
+    /// A message of two queues that share ids runs in both at a time.
+    SharedIdentityNotLocked,
 }
 
 /// Whether this bug is planted here.
@@ -85,7 +87,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -113,6 +115,7 @@ impl Bug {
         Self::StepCalledAgain,
         Self::IndexNotRebuilt,
         Self::RunInDrain,
+        Self::SharedIdentityNotLocked,
     ];
 }
 

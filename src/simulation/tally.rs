@@ -84,8 +84,12 @@ impl Tally {
             match &entry.event {
                 Event::Accepted(seen) => {
                     self.count("messages", 1);
-                    match fingerprints.insert(&seen.name, seen.fingerprint) {
-                        Some(known) if known == seen.fingerprint => self.count("twins", 1),
+                    let known = fingerprints.insert(&seen.name, (seen.fingerprint, &seen.queue));
+                    match known {
+                        Some((known, queue)) if known == seen.fingerprint => {
+                            self.count("twins", 1);
+                            self.count("twins in another queue", u64::from(*queue != seen.queue));
+                        }
                         Some(_) => self.count("conflicts", 1),
                         None => {}
                     }

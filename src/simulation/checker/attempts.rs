@@ -185,9 +185,10 @@ fn within_limit(
     (who, attempts): (&str, u32),
     report: &mut Report<'_>,
 ) {
-    let Some(rules) = world.messages[message].rules else { return };
-    if attempts > rules.max_attempts + 1 {
-        let (text, limit) = (world.text(message), rules.max_attempts);
+    let limits = world.messages[message].all_rules().map(|rules| rules.max_attempts);
+    let Some(limit) = limits.max() else { return };
+    if attempts > limit + 1 {
+        let text = world.text(message);
         let what =
             format!("{who} {text} has {attempts} attempts, the limit is {limit} and one alone");
         report.broken(Predicate::P13, what);

@@ -13,6 +13,8 @@ use super::{Judge, Predicate, Report};
 #[derive(Clone, Copy)]
 struct Ran {
     life: u32,
+    /// By the rules' number of it.
+    queue: Option<usize>,
     ended: usize,
 }
 
@@ -58,9 +60,11 @@ impl Judge for Lives {
                     report.broken(Predicate::P16, what);
                 }
             }
-            Event::End { life, ended, .. } if *ended != RunEnd::Dropped => {
+            Event::End { life, seen, ended, .. } if *ended != RunEnd::Dropped => {
                 if let Some(message) = now.message {
-                    *self.ran.row_or_default(message) = Some(Ran { life: *life, ended: now.at });
+                    let queue = world.queue_number(&seen.queue);
+                    let ran = Ran { life: *life, queue, ended: now.at };
+                    *self.ran.row_or_default(message) = Some(ran);
                 }
             }
             Event::Acked { channel, tag, .. } => {
@@ -122,9 +126,11 @@ impl Lives {
             return;
         }
         for tag in &now.tags {
-            let is_finished = self.finished(world, row.life, tag).is_some_and(|finished| {
-                world.at_ms(finished).saturating_add(world.rules().frame_ms) < now.at_ms
-            });
+            let queue = world.queue_number(&row.queue);
+            let is_finished =
+                self.finished(world, (row.life, queue), tag).is_some_and(|finished| {
+                    world.at_ms(finished).saturating_add(world.rules().frame_ms) < now.at_ms
+                });
             if is_finished && !world.is_contested(tag.message) {
                 let text = world.tag_text(row.number, tag);
                 let what =
@@ -134,12 +140,18 @@ impl Lives {
         }
     }
 
-    /// When a delivery was finished by a run that it started or joined.
-    fn finished(&self, world: &World<'_>, life: u32, tag: &Tag) -> Option<usize> {
+    /// When a delivery was finished by a run that it started or joined: one of its own queue.
+    fn finished(
+        &self,
+        world: &World<'_>,
+        (life, queue): (u32, Option<usize>),
+        tag: &Tag,
+    ) -> Option<usize> {
         if world.messages[tag.message].rules.is_some_and(|rules| rules.replies) {
             return None;
         }
-        let ran = self.ran(tag.message).filter(|ran| ran.life == life && ran.ended > tag.at)?;
+        let is_own = |ran: &Ran| ran.life == life && ran.queue == queue && ran.ended > tag.at;
+        let ran = self.ran(tag.message).filter(is_own)?;
         let finished = world.finished(tag.message, tag.at)?;
         Some(finished.max(ran.ended))
     }

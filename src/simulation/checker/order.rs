@@ -43,7 +43,7 @@ impl Judge for Order {
         }
         match (now.event, now.message) {
             (Event::Delivered { .. }, Some(message)) => {
-                if let (Some(channel), Some(key)) = (now.channel, world.messages[message].key) {
+                if let (Some(channel), Some(key)) = (now.channel, now.key) {
                     self.delivered(world, channel, key, (message, now.at));
                 }
             }
@@ -97,6 +97,10 @@ impl Order {
         }
         let commit = &world.commits[record.commit];
         let ran = self.ran(message).filter(|ran| ran.life == commit.life);
+        // By which of its queues one has ended that never ran is not on record.
+        if ran.is_none() && !world.messages[message].others.is_empty() {
+            return;
+        }
         // From here on it cannot have been dropped with its channel.
         let began = ran.map_or(commit.at, |ran| ran.first);
         let Some(lanes) = self.lanes.get_mut(&key) else { return };

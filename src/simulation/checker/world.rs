@@ -31,6 +31,8 @@ pub(super) struct Now<'h> {
     pub(super) event: &'h Event,
     /// Of `Accepted`, `Delivered`, `Run` and `End`.
     pub(super) message: Option<MessageId>,
+    /// Of `Delivered`: the key that the message has in that queue.
+    pub(super) key: Option<KeyId>,
     /// Of events of channels, if it is known.
     pub(super) channel: Option<ChannelId>,
     /// What an ack covers, or what a channel that closed gave back.
@@ -58,9 +60,19 @@ pub(super) struct Message<'h> {
     pub(super) name_id: NameId,
     pub(super) fingerprint: u64,
     pub(super) key: Option<KeyId>,
+    /// Of the queue in which it was seen first, or last ran.
     pub(super) rules: Option<&'h QueueRules>,
+    /// Of the other queues in which it was seen: those that share its ids.
+    pub(super) others: Vec<&'h QueueRules>,
     pub(super) has_id: bool,
     pub(super) delivered: Option<usize>,
+}
+
+impl<'h> Message<'h> {
+    /// Of all queues in which it was seen.
+    pub(super) fn all_rules(&self) -> impl Iterator<Item = &'h QueueRules> {
+        self.rules.into_iter().chain(self.others.iter().copied())
+    }
 }
 
 /// A worker's process.
@@ -122,6 +134,7 @@ impl<'h> World<'h> {
             at_ms: entry.at_ms,
             event: &entry.event,
             message: None,
+            key: None,
             channel: None,
             tags: Vec::new(),
             commit: None,
@@ -133,13 +146,15 @@ impl<'h> World<'h> {
             Event::Run { seen, .. } => {
                 let message = self.seen(seen);
                 self.names[self.messages[message].name_id].last_run = Some(at);
-                // A message of several queues has the key of the one in which it runs.
+                // A message of several queues has key and rules of the one in which it runs.
                 self.messages[message].key = self.key(seen);
+                self.runs_in(message, &seen.queue);
                 now.message = Some(message);
             }
-            Event::Consuming { life, channel, prefetch, .. } => {
+            Event::Consuming { life, queue, channel, prefetch } => {
                 let row = Channel {
                     number: *channel,
+                    queue: queue.clone(),
                     life: *life,
                     prefetch: *prefetch,
                     unacked: Vec::new(),
@@ -153,7 +168,7 @@ impl<'h> World<'h> {
             Event::Delivered { channel, tag, seen, .. } => {
                 let message = self.seen(seen);
                 self.messages[message].delivered.get_or_insert(at);
-                now.message = Some(message);
+                (now.message, now.key) = (Some(message), self.key(seen));
                 now.channel = self.channel(*channel);
                 if let Some(id) = now.channel {
                     let row = &mut self.channels[id];
@@ -215,13 +230,27 @@ impl<'h> World<'h> {
             self.alias(seen);
         }
         let id = self.message(&seen.name, seen.fingerprint);
+        let rules = self.rules.queues.iter().find(|rules| rules.queue == seen.queue);
         if self.messages[id].rules.is_none() {
-            let rules = self.rules.queues.iter().find(|rules| rules.queue == seen.queue);
             let key = self.key(seen);
             let row = &mut self.messages[id];
             (row.rules, row.key, row.has_id) = (rules, key, seen.has_id);
+        } else if let Some(rules) = rules
+            && self.messages[id].all_rules().all(|known| known.queue != rules.queue)
+        {
+            self.messages[id].others.push(rules);
         }
         id
+    }
+
+    /// Puts the rules of this queue ahead of those of the others in which the message was seen.
+    fn runs_in(&mut self, message: MessageId, queue: &str) {
+        let row = &mut self.messages[message];
+        if let Some(other) = row.others.iter_mut().find(|rules| &*rules.queue == queue)
+            && let Some(rules) = &mut row.rules
+        {
+            std::mem::swap(rules, other);
+        }
     }
 
     /// Nobody can tell messages without an id apart that have one body: they count as one.
@@ -249,6 +278,7 @@ impl<'h> World<'h> {
             fingerprint,
             key: None,
             rules: None,
+            others: Vec::new(),
             has_id: true,
             delivered: None,
         };
