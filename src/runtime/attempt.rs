@@ -76,6 +76,11 @@ pub(crate) async fn attempt_until_ended(
             if !Box::pin(persist(queue, message.identity, row)).await {
                 return Ended::Released;
             }
+            if queue.is_leaving() {
+                // No new run in a drain: one that never was is not to count either.
+                Box::pin(persist(queue, message.identity, standing)).await;
+                return Ended::Released;
+            }
         }
         let ended = run::one(queue, message, attempt, state).await;
         let counts = queue.gate.heard(queue, &pass, message.identity, &ended);

@@ -1,8 +1,6 @@
 //! Lives of workers: P16 (after a failure of the store nothing goes out), P19 (one at a time, each with a higher epoch)
 //! and P20 (what a drain begins, acks and returns).
 
-use std::collections::BTreeSet;
-
 use super::super::history::{Event, RunEnd};
 use super::channels::Tag;
 use super::table::Table;
@@ -22,8 +20,6 @@ struct Ran {
 pub(super) struct Lives {
     epoch: Option<u64>,
     ran: Table<Option<Ran>>,
-    /// Messages with an attempt on record that was begun and has not failed, by life.
-    begun: BTreeSet<(u32, String)>,
 }
 
 impl Judge for Lives {
@@ -32,10 +28,7 @@ impl Judge for Lives {
             Event::Opened { life, epoch } => self.opened(world, now, (*life, *epoch), report),
             Event::Run { life, seen, .. } => {
                 works(world, now, *life, &format!("runs {}", seen.name), report);
-                // A run has begun when its attempt is handed in to be recorded.
-                if !self.begun.contains(&(*life, seen.name.to_string())) {
-                    may_run(world, now, *life, &seen.name, report);
-                }
+                may_run(world, now, *life, &seen.name, report);
             }
             Event::Consuming { life, queue, .. } => {
                 works(world, now, *life, &format!("consumes {queue}"), report);
@@ -43,15 +36,7 @@ impl Judge for Lives {
             Event::Called { life, name, step, .. } => {
                 works(world, now, *life, &format!("calls step {step:?} of {name}"), report);
             }
-            Event::Commit { life, number, written, .. } => {
-                for (name, _, is_running) in &written.attempts {
-                    let of = (*life, name.to_string());
-                    if *is_running {
-                        self.begun.insert(of)
-                    } else {
-                        self.begun.remove(&of)
-                    };
-                }
+            Event::Commit { life, number, .. } => {
                 works(world, now, *life, &format!("makes commit {number}"), report);
                 if let Some(failed_ms) = world.known_life(*life).and_then(|life| life.failed_ms) {
                     let what = format!(
