@@ -63,6 +63,8 @@ pub enum Bug {
     RunInDrain,
     /// A message of two queues that share ids runs in both at a time.
     SharedIdentityNotLocked,
+    /// An attempt that fails while the breaker is open is counted.
+    AttemptBurntInOutage,
 }
 
 /// Whether this bug is planted here.
@@ -87,7 +89,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -116,6 +118,7 @@ impl Bug {
         Self::IndexNotRebuilt,
         Self::RunInDrain,
         Self::SharedIdentityNotLocked,
+        Self::AttemptBurntInOutage,
     ];
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::broker::BrokerOf;
 use super::checker::{QueueRules, Rules, Sees};
 use super::handler::Player;
+use super::part::Outages;
 use super::scenario::{QueuePlan, Scenario};
 use super::stage::Stage;
 use crate::clock::duration_ms;
@@ -44,6 +45,10 @@ fn player(scenario: &Scenario, stage: &Stage, plan: &QueuePlan, life: u32) -> Pl
         targets: plan.targets.clone(),
         has_state: plan.has_state,
         replies: plan.replies,
+        outages: plan.options.breaker.is_some().then(|| Outages {
+            windows_ms: plan.outages_ms.clone(),
+            over_ms: scenario.healed_at_ms,
+        }),
         batches: Arc::new(AtomicU64::new(u64::from(life) << 32)),
     }
 }
@@ -54,6 +59,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
         queue: plan.options.queue.as_str().into(),
         dead_letter: plan.options.dead_letter.as_str().into(),
         max_attempts: plan.options.retry.max_attempts.get(),
+        breaker_failures: plan.options.breaker.map(|breaker| breaker.failures.get()),
         retention_ms: duration_ms(plan.options.retention),
         on_conflict: plan.options.on_conflict,
         on_expired: plan.options.on_expired,

@@ -13,8 +13,9 @@ use super::history::{Event, RunEnd, Seen};
 use super::log::Log;
 use super::model::{State as Chain, Touch};
 use super::names::Names;
-use super::part::{Casting, Failure, Part};
+use super::part::{Casting, Failure, Outages, Part};
 use crate::batch::{Batch, BatchHandler};
+use crate::clock::duration_ms;
 use crate::context::Context;
 use crate::effects::State;
 use crate::handler::{HandleError, Handler, Result, reject, retry_after};
@@ -55,6 +56,8 @@ pub(super) struct Player {
     pub(super) targets: Vec<String>,
     pub(super) has_state: bool,
     pub(super) replies: bool,
+    /// Of what it calls, if the queue has a breaker.
+    pub(super) outages: Option<Outages>,
     pub(super) batches: Arc<AtomicU64>,
 }
 
@@ -63,6 +66,7 @@ struct Run<'a> {
     player: &'a Player,
     seen: Seen,
     attempt: u32,
+    batch: Option<u64>,
     deadline: std::time::Instant,
     ended: Option<RunEnd>,
 }
@@ -74,7 +78,7 @@ impl<'a> Run<'a> {
         let (life, attempt) = (player.life, cx.attempt());
         player.log.put_of(life, Event::Run { life, seen: seen.clone(), attempt, batch });
         let deadline = cx.deadline();
-        Some((Self { player, seen, attempt, deadline, ended: None }, part))
+        Some((Self { player, seen, attempt, batch, deadline, ended: None }, part))
     }
 
     fn ends(mut self, ended: RunEnd) {
@@ -85,12 +89,15 @@ impl<'a> Run<'a> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         let is_late = tokio::time::Instant::now().into_std() >= self.deadline;
-        let dropped =
-            if is_late || std::thread::panicking() { RunEnd::Failed } else { RunEnd::Dropped };
-        let (life, attempt, ended) =
-            (self.player.life, self.attempt, self.ended.unwrap_or(dropped));
-        let end = Event::End { life, seen: self.seen.clone(), attempt, ended };
-        self.player.log.put_of(life, end);
+        let dropped = match (std::thread::panicking(), is_late) {
+            (true, _) => RunEnd::Panicked,
+            (false, true) => RunEnd::Failed,
+            (false, false) => RunEnd::Dropped,
+        };
+        let Self { player: Player { life, .. }, attempt, batch, .. } = *self;
+        let ended = self.ended.unwrap_or(dropped);
+        let end = Event::End { life: *life, seen: self.seen.clone(), attempt, batch, ended };
+        self.player.log.put_of(*life, end);
     }
 }
 
@@ -114,13 +121,13 @@ impl Player {
         if part.is_rejected {
             return Err(reject("no attempt will ever succeed"));
         }
-        match part.failure(run.attempt) {
+        match self.failure(part, run.attempt) {
             Some(Failure::Error) => Err(std::io::Error::other("not now").into()),
             Some(Failure::RetryAfter) => {
                 Err(retry_after(Duration::from_millis(300), std::io::Error::other("in a moment")))
             }
             Some(Failure::Panic) => {
-                run.ended = Some(RunEnd::Failed);
+                run.ended = Some(RunEnd::Panicked);
                 // Without the hook, which would print it.
                 std::panic::resume_unwind(Box::new("as its part says"))
             }
@@ -130,6 +137,18 @@ impl Player {
             }
             None => self.send(cx, part),
         }
+    }
+
+    /// How this attempt goes wrong: as its part says, or because what it calls is dead. Behind a breaker that comes to
+    /// an end, or no message would.
+    fn failure(&self, part: &Part, attempt: u32) -> Option<Failure> {
+        let failure = part.failure(attempt);
+        let Some(outages) = &self.outages else { return failure };
+        let now_ms = duration_ms(self.log.started().elapsed());
+        if outages.windows_ms.iter().any(|window| window.contains(&now_ms)) {
+            return Some(Failure::Error);
+        }
+        failure.filter(|failure| now_ms < outages.over_ms || *failure == Failure::Panic)
     }
 
     fn send(&self, cx: &mut Context, part: &Part) -> Result {

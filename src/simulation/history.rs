@@ -100,10 +100,14 @@ pub struct Written {
 pub enum RunEnd {
     /// It returned `Ok`.
     Ok,
-    /// It failed, by an error, a panic or the timeout: another attempt may follow.
+    /// It failed, by an error or the timeout: another attempt may follow.
     Failed,
+    /// It panicked: another attempt may follow, and nobody knows whether it called anything.
+    Panicked,
     /// It rejected the message.
     Rejected,
+    /// A step of it may have happened, and only people can tell: the message is given up.
+    InDoubt,
     /// It was dropped with its worker.
     Dropped,
 }
@@ -121,7 +125,7 @@ pub enum Event {
     /// A handler began; those that it was given together have the number of their batch.
     Run { life: u32, seen: Seen, attempt: u32, batch: Option<u64> },
     /// A handler ended.
-    End { life: u32, seen: Seen, attempt: u32, ended: RunEnd },
+    End { life: u32, seen: Seen, attempt: u32, batch: Option<u64>, ended: RunEnd },
     /// A handler called something outside within a step, under this key.
     Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str> },
     /// A batch was given to the disk when the store's clock stood at `clock_ms`. Numbers rise over all lives. It is

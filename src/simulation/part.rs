@@ -16,6 +16,14 @@ pub(super) enum Failure {
     Hang,
 }
 
+/// When what the handlers of a queue call is dead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outages {
+    pub(super) windows_ms: Vec<std::ops::Range<u64>>,
+    /// From here on nothing is dead, and nothing fails for ever.
+    pub(super) over_ms: u64,
+}
+
 /// What a handler does with a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {

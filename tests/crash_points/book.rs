@@ -149,7 +149,7 @@ impl Book {
                     worker::Ended::Failed => RunEnd::Failed,
                     worker::Ended::Rejected => RunEnd::Rejected,
                 };
-                self.write(&mut pages, Event::End { life, seen, attempt, ended });
+                self.write(&mut pages, Event::End { life, seen, attempt, batch: None, ended });
             }
         }
     }

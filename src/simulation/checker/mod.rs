@@ -7,6 +7,7 @@
 use std::fmt;
 
 mod attempts;
+mod breaker;
 mod channels;
 mod collect;
 mod commits;

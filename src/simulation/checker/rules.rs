@@ -31,6 +31,8 @@ pub struct QueueRules {
     pub max_attempts: u32,
     /// How long a record is kept, from its commit.
     pub retention_ms: u64,
+    /// The breaker opens when so many different messages have failed in a row; `None` if there is none.
+    pub breaker_failures: Option<u32>,
     /// What another body under a known id gets.
     pub on_conflict: OnConflict,
     /// What a message gets whose record has expired.
@@ -51,6 +53,7 @@ impl QueueRules {
             queue: queue.into(),
             dead_letter: format!("{queue}.dead").into(),
             max_attempts: 10,
+            breaker_failures: None,
             retention_ms: 7 * 24 * 60 * 60 * 1000,
             on_conflict: OnConflict::default(),
             on_expired: OnExpired::default(),

@@ -122,7 +122,7 @@ impl Story {
 
     pub(super) fn ends(&mut self, seen: &Seen, attempt: u32, ended: RunEnd) {
         let (life, seen) = (self.life, seen.clone());
-        self.put(Event::End { life, seen, attempt, ended });
+        self.put(Event::End { life, seen, attempt, batch: None, ended });
     }
 
     /// Gives the number of the commit.
