@@ -63,6 +63,8 @@ pub enum Bug {
     RunInDrain,
     /// A message of two queues that share ids runs in both at a time.
     SharedIdentityNotLocked,
+    /// All messages of a queue are kept for one time, whatever their class is.
+    ClassRetentionIgnored,
     /// An attempt that fails while the breaker is open is counted.
     AttemptBurntInOutage,
 }
@@ -89,7 +91,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -118,6 +120,7 @@ impl Bug {
         Self::IndexNotRebuilt,
         Self::RunInDrain,
         Self::SharedIdentityNotLocked,
+        Self::ClassRetentionIgnored,
         Self::AttemptBurntInOutage,
     ];
 }

@@ -53,6 +53,11 @@ fn player(scenario: &Scenario, stage: &Stage, plan: &QueuePlan, life: u32) -> Pl
     }
 }
 
+fn classes(plan: &QueuePlan) -> Vec<(Arc<str>, u64)> {
+    let classes = plan.options.retention_by.iter().flat_map(|by| &by.values);
+    classes.map(|(class, retention)| (class.as_str().into(), duration_ms(*retention))).collect()
+}
+
 /// By what the checker judges a run of this scenario.
 pub(super) fn rules(scenario: &Scenario) -> Rules {
     let of = |plan: &QueuePlan| QueueRules {
@@ -61,6 +66,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
         max_attempts: plan.options.retry.max_attempts.get(),
         breaker_failures: plan.options.breaker.map(|breaker| breaker.failures.get()),
         retention_ms: duration_ms(plan.options.retention),
+        retention_ms_by: classes(plan),
         on_conflict: plan.options.on_conflict,
         on_expired: plan.options.on_expired,
         on_unroutable: plan.options.on_unroutable,

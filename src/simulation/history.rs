@@ -39,6 +39,8 @@ pub struct Seen {
     pub name: Name,
     /// What it is ordered by; `None` if it is its own key.
     pub key: Option<KeyName>,
+    /// The class of retention that it names.
+    pub class: Option<Arc<str>>,
     /// Hash of type and body: two under one name are a conflict.
     pub fingerprint: u64,
     /// Whether it has an id that can be used; one without is published to the dead-letter queue before it is on record,

@@ -89,6 +89,7 @@ impl Book {
             queue: if order.is_tick() { "ticks".into() } else { Arc::clone(&self.queue) },
             name: self.name(order.name()),
             key: Some(self.name(&order.key)),
+            class: None,
             fingerprint: fingerprint(&order.body()),
             has_id: order.id().is_some(),
             copy,

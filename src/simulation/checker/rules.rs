@@ -31,6 +31,8 @@ pub struct QueueRules {
     pub max_attempts: u32,
     /// How long a record is kept, from its commit.
     pub retention_ms: u64,
+    /// The same for messages of a class of their own.
+    pub retention_ms_by: Vec<(Arc<str>, u64)>,
     /// The breaker opens when so many different messages have failed in a row; `None` if there is none.
     pub breaker_failures: Option<u32>,
     /// What another body under a known id gets.
@@ -55,6 +57,7 @@ impl QueueRules {
             max_attempts: 10,
             breaker_failures: None,
             retention_ms: 7 * 24 * 60 * 60 * 1000,
+            retention_ms_by: Vec::new(),
             on_conflict: OnConflict::default(),
             on_expired: OnExpired::default(),
             on_unroutable: OnUnroutable::default(),

@@ -64,6 +64,8 @@ pub(super) struct Message<'h> {
     pub(super) rules: Option<&'h QueueRules>,
     /// Of the other queues in which it was seen: those that share its ids.
     pub(super) others: Vec<&'h QueueRules>,
+    /// The class of retention that it names.
+    pub(super) class: Option<&'h str>,
     pub(super) has_id: bool,
     pub(super) delivered: Option<usize>,
 }
@@ -72,6 +74,15 @@ impl<'h> Message<'h> {
     /// Of all queues in which it was seen.
     pub(super) fn all_rules(&self) -> impl Iterator<Item = &'h QueueRules> {
         self.rules.into_iter().chain(self.others.iter().copied())
+    }
+
+    /// How long a record of it is kept; `None` if nobody knows.
+    pub(super) fn retention_ms(&self) -> Option<u64> {
+        let rules = self.rules?;
+        // One without an id is on record for people only.
+        let class = self.class.filter(|_| self.has_id);
+        let of_class = rules.retention_ms_by.iter().find(|(name, _)| Some(&**name) == class);
+        Some(of_class.map_or(rules.retention_ms, |(_, retention_ms)| *retention_ms))
     }
 }
 
@@ -235,6 +246,7 @@ impl<'h> World<'h> {
             let key = self.key(seen);
             let row = &mut self.messages[id];
             (row.rules, row.key, row.has_id) = (rules, key, seen.has_id);
+            row.class = seen.class.as_deref();
         } else if let Some(rules) = rules
             && self.messages[id].all_rules().all(|known| known.queue != rules.queue)
         {
@@ -279,6 +291,7 @@ impl<'h> World<'h> {
             key: None,
             rules: None,
             others: Vec::new(),
+            class: None,
             has_id: true,
             delivered: None,
         };

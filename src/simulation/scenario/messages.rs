@@ -1,7 +1,7 @@
 //! What producers send in a run, and when: new messages, twins, other bodies under known ids, and what has no use.
 
 use super::Action;
-use super::queues::{BODY_BYTES_MAX, QueuePlan, REPLIES};
+use super::queues::{BODY_BYTES_MAX, CLASS_HEADER, CLASSES, QueuePlan, REPLIES};
 use crate::identity::{ID_BYTES_MAX, OnMissingId, Scope};
 use crate::message::{Message, Properties};
 
@@ -98,6 +98,10 @@ fn message(rng: &mut fastrand::Rng, plan: &QueuePlan, number: usize, keys: u64) 
     }
     if matches!(plan.options.identity.scope, Scope::Header(_)) && rng.u8(0..20) > 0 {
         headers.insert("tenant".to_owned(), format!("t{}", rng.u8(0..2)).into());
+    }
+    if plan.options.retention_by.is_some() && rng.bool() {
+        let class = rng.choice(CLASSES).unwrap_or_default();
+        headers.insert(CLASS_HEADER.to_owned(), class.into());
     }
     if plan.replies && rng.u8(0..4) > 0 {
         let queue = if rng.u8(0..8) == 0 { "nowhere" } else { REPLIES };

@@ -9,6 +9,7 @@ use crate::backoff::Retry;
 use crate::identity::{IdentityRules, OnMissingId, Scope, Source};
 use crate::options::{
     BreakerOptions, OnConflict, OnDuplicate, OnExpired, OnUnroutable, QueueOptions, RateLimit,
+    RetentionBy,
 };
 
 /// A consumed queue, and how its handler is.
@@ -32,6 +33,10 @@ pub(in super::super) const SINKS: [&str; 2] = ["out", "later"];
 /// Where replies go.
 pub(in super::super) const REPLIES: &str = "replies";
 
+/// The header that names a class of retention, and the classes.
+pub(super) const CLASS_HEADER: &str = "class";
+pub(super) const CLASSES: [&str; 2] = ["brief", "long"];
+
 /// Longest body that a handler gets.
 pub(super) const BODY_BYTES_MAX: usize = 400;
 
@@ -45,6 +50,7 @@ pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
     };
     // Ids that several queues share are kept for one time.
     let retention = if rng.u8(0..5) < 2 { rng.u64(15..60) } else { 24 * 60 * 60 };
+    let classes = (rng.u8(0..4) == 0).then(|| classes(rng, retention));
     let hops = rng.bool();
     let mut plans = Vec::new();
     for (at, name) in names.iter().enumerate() {
@@ -53,6 +59,7 @@ pub(super) fn draw(rng: &mut fastrand::Rng) -> Vec<QueuePlan> {
         let is_batch = rng.u8(0..4) == 0;
         let replies = !is_batch && !is_numbered && rng.u8(0..5) == 0;
         let mut options = options(rng, name, Duration::from_secs(retention));
+        options.retention_by.clone_from(&classes);
         options.identity = identity(rng, scope.clone(), is_numbered);
         options.on_duplicate = if replies { OnDuplicate::Replay } else { OnDuplicate::Ack };
         let mut targets = vec![SINKS[0].to_owned()];
@@ -104,6 +111,14 @@ fn options(rng: &mut fastrand::Rng, name: &str, retention: Duration) -> QueueOpt
     options.body_bytes_max = BODY_BYTES_MAX;
     options.batch = NonZeroUsize::new(rng.usize(2..20)).unwrap_or(NonZeroUsize::MIN);
     options
+}
+
+/// Messages of one class are forgotten earlier than the others, those of the other one later.
+fn classes(rng: &mut fastrand::Rng, retention_s: u64) -> RetentionBy {
+    let brief = Duration::from_secs(rng.u64(15..=retention_s));
+    let long = Duration::from_secs(retention_s * rng.u64(2..5));
+    let values = CLASSES.map(str::to_owned).into_iter().zip([brief, long]).collect();
+    RetentionBy { header: CLASS_HEADER.to_owned(), values }
 }
 
 /// Gives the queue a breaker and rates at times; says whether it has a breaker.

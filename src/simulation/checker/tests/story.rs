@@ -27,6 +27,7 @@ pub(super) fn message(id: &str, key: Option<&str>) -> Seen {
         queue: "orders".into(),
         name: format!("orders/{id}").into(),
         key: key.map(|key| format!("orders/{key}").into()),
+        class: None,
         fingerprint,
         has_id: true,
         copy: model::hash(&[b"copy", id.as_bytes()]),
