@@ -65,6 +65,8 @@ pub enum Bug {
     SharedIdentityNotLocked,
     /// All messages of a queue are kept for one time, whatever their class is.
     ClassRetentionIgnored,
+    /// A full store does not stop intake.
+    FullStoreTakesIn,
     /// An attempt that fails while the breaker is open is counted.
     AttemptBurntInOutage,
 }
@@ -91,7 +93,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -121,6 +123,7 @@ impl Bug {
         Self::RunInDrain,
         Self::SharedIdentityNotLocked,
         Self::ClassRetentionIgnored,
+        Self::FullStoreTakesIn,
         Self::AttemptBurntInOutage,
     ];
 }

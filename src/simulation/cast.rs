@@ -20,6 +20,7 @@ pub(super) fn worker(scenario: &Scenario, stage: &Stage, life: u32) -> Worker {
     let mut store = StoreOptions::new("simulated");
     store.simulated = Some(stage.disk.clone());
     store.clock = stage.clock.clone();
+    store.size_bytes_max = stage.size_bytes_max();
     let broker = BrokerOf { network: stage.network.clone(), life };
     let mut options = Options::with_broker(Arc::new(broker), store);
     options.drain = Duration::from_millis(scenario.drain_ms);
@@ -77,6 +78,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
     Rules {
         queues: scenario.queues.iter().map(of).collect(),
         sees: Sees::ALL,
+        may_be_full: scenario.disk.size_bytes_max < u64::MAX,
         frame_ms: scenario.weather.latency_ms_max + 1,
         told_ms: 1,
     }

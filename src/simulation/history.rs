@@ -135,6 +135,8 @@ pub enum Event {
     Commit { life: u32, number: u64, clock_ms: u64, written: Arc<Written> },
     /// It is durable, with all before it. Also after `Crashed`, if the disk had it without having said so.
     Synced { number: u64 },
+    /// The worker was told how large its store is: as large as it may be, or not any more.
+    Full { life: u32, is_full: bool },
     /// A write or a sync failed, and the worker was told.
     DiskFailed { life: u32 },
     /// The broker has read an ack.

@@ -99,6 +99,8 @@ impl Tally {
                     self.count("runs in batches", u64::from(batch.is_some()));
                 }
                 Event::Called { .. } => self.count("calls", 1),
+                Event::Full { is_full: true, .. } => self.count("full stores", 1),
+                Event::Full { is_full: false, .. } => self.count("room in full stores again", 1),
                 Event::AckRefused { .. } => self.count("406", 1),
                 Event::Published { letter, answers, .. } => {
                     self.count("published", 1);

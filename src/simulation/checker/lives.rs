@@ -106,7 +106,9 @@ impl Lives {
     fn left(&self, world: &World<'_>, now: &Now<'_>, channel: ChannelId, report: &mut Report<'_>) {
         let row = &world.channels[channel];
         let life = world.known_life(row.life);
-        let is_draining = life.is_some_and(|life| life.drain.is_some() && life.failed_ms.is_none());
+        // What a full store has not taken in is not finished with its twin.
+        let is_draining = !world.rules().may_be_full
+            && life.is_some_and(|life| life.drain.is_some() && life.failed_ms.is_none());
         if !is_draining || !world.rules().sees.has_effects() {
             return;
         }
@@ -135,7 +137,11 @@ impl Lives {
         if world.messages[tag.message].rules.is_some_and(|rules| rules.replies) {
             return None;
         }
-        let is_own = |ran: &Ran| ran.life == life && ran.queue == queue && ran.ended > tag.at;
+        // It has arrived by then, and is not behind others of its key.
+        let arrived_ms = world.at_ms(tag.at).saturating_add(world.rules().frame_ms);
+        let is_own = |ran: &Ran| {
+            ran.life == life && ran.queue == queue && world.at_ms(ran.ended) >= arrived_ms
+        };
         let ran = self.ran(tag.message).filter(is_own)?;
         let finished = world.finished(tag.message, tag.at)?;
         Some(finished.max(ran.ended))

@@ -13,6 +13,8 @@ pub struct Rules {
     pub queues: Vec<QueueRules>,
     /// What the history shows.
     pub sees: Sees,
+    /// Whether intake may stop because the store is full: then not all that is delivered is taken in.
+    pub may_be_full: bool,
     /// How long a frame of the worker may be under way to the broker: what it wrote before it was told of a failure
     /// arrives until then.
     pub frame_ms: u64,

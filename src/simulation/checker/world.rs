@@ -93,6 +93,8 @@ pub(super) struct Life {
     pub(super) opened: Option<usize>,
     pub(super) ended: Option<usize>,
     pub(super) failed_ms: Option<u64>,
+    /// Since when its store is as large as it may be.
+    pub(super) full_ms: Option<u64>,
     /// Entry and time.
     pub(super) drain: Option<(usize, u64)>,
 }
@@ -226,6 +228,9 @@ impl<'h> World<'h> {
             Event::Drain { life } => {
                 self.life(*life).drain.get_or_insert((at, entry.at_ms));
             }
+            Event::Full { life, is_full } => {
+                self.life(*life).full_ms = is_full.then_some(entry.at_ms);
+            }
             Event::Called { .. } | Event::Returned { .. } | Event::AtRest => {}
         }
         now
@@ -316,8 +321,14 @@ impl<'h> World<'h> {
     pub(super) fn life(&mut self, number: u32) -> &mut Life {
         let at = self.lives.iter().find(|(_, life)| life.number == number).map(|(at, _)| at);
         let at = at.unwrap_or_else(|| {
-            let life = Life { number, opened: None, ended: None, failed_ms: None, drain: None };
-            self.lives.push(life)
+            self.lives.push(Life {
+                number,
+                opened: None,
+                ended: None,
+                failed_ms: None,
+                full_ms: None,
+                drain: None,
+            })
         });
         &mut self.lives[at]
     }
