@@ -67,6 +67,8 @@ pub enum Bug {
     ClassRetentionIgnored,
     /// A full store does not stop intake.
     FullStoreTakesIn,
+    /// A step that must not be called twice is called before its intent is durable.
+    IntentNotRecorded,
     /// An attempt that fails while the breaker is open is counted.
     AttemptBurntInOutage,
 }
@@ -93,7 +95,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -124,6 +126,7 @@ impl Bug {
         Self::SharedIdentityNotLocked,
         Self::ClassRetentionIgnored,
         Self::FullStoreTakesIn,
+        Self::IntentNotRecorded,
         Self::AttemptBurntInOutage,
     ];
 }

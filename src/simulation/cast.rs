@@ -46,6 +46,7 @@ fn player(scenario: &Scenario, stage: &Stage, plan: &QueuePlan, life: u32) -> Pl
         targets: plan.targets.clone(),
         has_state: plan.has_state,
         replies: plan.replies,
+        other_side: stage.other_side.clone(),
         outages: plan.options.breaker.is_some().then(|| Outages {
             windows_ms: plan.outages_ms.clone(),
             over_ms: scenario.healed_at_ms,

@@ -14,10 +14,11 @@ use super::log::Log;
 use super::model::{State as Chain, Touch};
 use super::names::Names;
 use super::part::{Casting, Failure, Outages, Part};
+use super::step::OtherSide;
 use crate::batch::{Batch, BatchHandler};
 use crate::clock::duration_ms;
 use crate::context::Context;
-use crate::effects::State;
+use crate::effects::{EffectError, State};
 use crate::handler::{HandleError, Handler, Result, reject, retry_after};
 use crate::payload::{Body, Reply};
 
@@ -56,6 +57,7 @@ pub(super) struct Player {
     pub(super) targets: Vec<String>,
     pub(super) has_state: bool,
     pub(super) replies: bool,
+    pub(super) other_side: OtherSide,
     /// Of what it calls, if the queue has a breaker.
     pub(super) outages: Option<Outages>,
     pub(super) batches: Arc<AtomicU64>,
@@ -108,15 +110,7 @@ impl Player {
             tokio::time::sleep(part.takes).await;
         }
         for number in 0..part.steps {
-            let step: Arc<str> = format!("step {number}").into();
-            let (log, life, name) = (&self.log, self.life, Arc::clone(&run.seen.name));
-            let call = async |key: String| {
-                let (name, step) = (Arc::clone(&name), Arc::clone(&step));
-                log.put_of(life, Event::Called { life, name, step, effect_key: key.into() });
-                tokio::time::sleep(part.call_takes).await;
-                Ok::<_, HandleError>(number)
-            };
-            cx.once(&step, call).await?;
+            self.step(cx, &run.seen.name, part, number).await?;
         }
         if part.is_rejected {
             return Err(reject("no attempt will ever succeed"));
@@ -144,11 +138,20 @@ impl Player {
     fn failure(&self, part: &Part, attempt: u32) -> Option<Failure> {
         let failure = part.failure(attempt);
         let Some(outages) = &self.outages else { return failure };
-        let now_ms = duration_ms(self.log.started().elapsed());
+        let now_ms = self.now_ms();
         if outages.windows_ms.iter().any(|window| window.contains(&now_ms)) {
             return Some(Failure::Error);
         }
-        failure.filter(|failure| now_ms < outages.over_ms || *failure == Failure::Panic)
+        failure.filter(|failure| !self.is_over() || *failure == Failure::Panic)
+    }
+
+    /// Whether nothing is dead any more that the breaker stands before.
+    pub(super) fn is_over(&self) -> bool {
+        self.outages.as_ref().is_some_and(|outages| self.now_ms() >= outages.over_ms)
+    }
+
+    fn now_ms(&self) -> u64 {
+        duration_ms(self.log.started().elapsed())
     }
 
     fn send(&self, cx: &mut Context, part: &Part) -> Result {
@@ -191,7 +194,10 @@ impl Kept {
 fn end_of(result: &Result) -> RunEnd {
     match result {
         Ok(()) => RunEnd::Ok,
-        Err(HandleError::Retry { .. }) => RunEnd::Failed,
+        Err(HandleError::Retry { error, .. }) => match EffectError::find(error.as_ref()) {
+            Some(EffectError::InDoubt { .. }) => RunEnd::InDoubt,
+            _ => RunEnd::Failed,
+        },
         Err(HandleError::Reject { .. }) => RunEnd::Rejected,
     }
 }
@@ -245,7 +251,7 @@ impl BatchHandler<Body> for Player {
                     continue;
                 }
                 Err(error) => {
-                    runs.into_iter().for_each(|(run, _)| run.ends(RunEnd::Failed));
+                    runs.into_iter().for_each(|(run, _)| run.ends(ended));
                     return Err(error);
                 }
             }

@@ -97,6 +97,17 @@ pub struct Written {
     pub epoch: Option<u64>,
 }
 
+/// What a step does outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// It calls, and may call again until its result is on record.
+    Repeatable,
+    /// It calls, and must not call again unless that is cleared: it was on record before that it may.
+    Guarded,
+    /// It asked and was told that the last call did not happen, or undid it.
+    Clears,
+}
+
 /// How a run of a handler ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunEnd {
@@ -129,7 +140,7 @@ pub enum Event {
     /// A handler ended.
     End { life: u32, seen: Seen, attempt: u32, batch: Option<u64>, ended: RunEnd },
     /// A handler called something outside within a step, under this key.
-    Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str> },
+    Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str>, call: Call },
     /// A batch was given to the disk when the store's clock stood at `clock_ms`. Numbers rise over all lives. It is
     /// durable at `Synced`, and may be gone with a crash before.
     Commit { life: u32, number: u64, clock_ms: u64, written: Arc<Written> },

@@ -12,6 +12,7 @@ use super::broker::Network;
 use super::history::{Event, Written};
 use super::log::Log;
 use super::names::Names;
+use super::step::OtherSide;
 use super::tally::Tally;
 use crate::clock::{Clock, duration_ms};
 use crate::failpoint::Point;
@@ -44,6 +45,7 @@ pub(super) struct Stage {
     pub(super) network: Network,
     pub(super) disk: SimulatedDisk,
     pub(super) clock: Clock,
+    pub(super) other_side: OtherSide,
     inner: Arc<Mutex<Inner>>,
     crash: Arc<Notify>,
 }
@@ -94,6 +96,7 @@ impl Stage {
             network,
             disk: SimulatedDisk::new(),
             clock,
+            other_side: OtherSide::default(),
             inner: Arc::new(Mutex::new(inner)),
             crash: Arc::default(),
         };

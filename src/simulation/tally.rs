@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::broker::Counts;
-use super::history::{Ended, Event, History};
+use super::history::{Call, Ended, Event, History};
 use crate::failpoint::Point;
 
 /// How often what happened.
@@ -98,7 +98,10 @@ impl Tally {
                     self.count("runs", 1);
                     self.count("runs in batches", u64::from(batch.is_some()));
                 }
-                Event::Called { .. } => self.count("calls", 1),
+                Event::Called { call, .. } => {
+                    self.count("calls", u64::from(*call != Call::Clears));
+                    self.count("calls that are cleared", u64::from(*call == Call::Clears));
+                }
                 Event::Full { is_full: true, .. } => self.count("full stores", 1),
                 Event::Full { is_full: false, .. } => self.count("room in full stores again", 1),
                 Event::AckRefused { .. } => self.count("406", 1),
