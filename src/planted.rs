@@ -61,6 +61,16 @@ pub enum Bug {
     IndexNotRebuilt,
     /// New runs start while the worker drains.
     RunInDrain,
+    /// A message of two queues that share ids runs in both at a time.
+    SharedIdentityNotLocked,
+    /// All messages of a queue are kept for one time, whatever their class is.
+    ClassRetentionIgnored,
+    /// A full store does not stop intake.
+    FullStoreTakesIn,
+    /// A step that must not be called twice is called before its intent is durable.
+    IntentNotRecorded,
+    /// An attempt that fails while the breaker is open is counted.
+    AttemptBurntInOutage,
 }
 
 /// Whether this bug is planted here.
@@ -85,7 +95,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 32] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -113,6 +123,11 @@ impl Bug {
         Self::StepCalledAgain,
         Self::IndexNotRebuilt,
         Self::RunInDrain,
+        Self::SharedIdentityNotLocked,
+        Self::ClassRetentionIgnored,
+        Self::FullStoreTakesIn,
+        Self::IntentNotRecorded,
+        Self::AttemptBurntInOutage,
     ];
 }
 

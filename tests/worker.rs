@@ -513,6 +513,35 @@ async fn a_drain_finishes_what_runs_and_returns_the_rest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_begins_no_run_whose_attempt_is_on_its_way_to_the_disk_and_counts_none() {
+    let world = World::new();
+    world.publish("a", "k", "slow 1000");
+    let worker = world.start();
+    sleep(Duration::from_millis(100)).await;
+    worker.kill(&world).await;
+    world.disk.set_sync_delay(Duration::from_millis(500));
+    for _ in 0..3 {
+        let worker = world.start();
+        while world.broker.depth(QUEUE) != (0, 1) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+        worker.drain().await.expect("a clean drain");
+        assert_eq!(world.recorder.runs().len(), 1, "the first alone, which was killed");
+        assert_eq!(world.broker.depth(QUEUE), (1, 0));
+    }
+    let worker = world.start();
+    world.settled().await;
+    let attempts: Vec<_> = world.recorder.runs().iter().map(|run| run.attempt).collect();
+    assert_eq!(
+        attempts,
+        [1, 1],
+        "neither the killed one, which was not on record, nor the drains count"
+    );
+    worker.drain().await.expect("a clean drain");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_a_retry_and_keeps_its_count() {
     let world = World::new();
     world.publish("a", "k", "fail 5");

@@ -168,6 +168,7 @@ async fn work_off(
 ) -> Result<(), StoreError> {
     if let Some(locks) = &queue.shared_identities
         && message.shared.is_none()
+        && !planted::is(Bug::SharedIdentityNotLocked)
     {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
     }

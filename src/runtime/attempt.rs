@@ -76,9 +76,15 @@ pub(crate) async fn attempt_until_ended(
             if !Box::pin(persist(queue, message.identity, row)).await {
                 return Ended::Released;
             }
+            if queue.is_leaving() {
+                // No new run in a drain: one that never was is not to count either.
+                Box::pin(persist(queue, message.identity, standing)).await;
+                return Ended::Released;
+            }
         }
         let ended = run::one(queue, message, attempt, state).await;
-        let counts = queue.gate.heard(queue, &pass, message.identity, &ended);
+        let counts = queue.gate.heard(queue, &pass, message.identity, &ended)
+            || planted::is(Bug::AttemptBurntInOutage);
         drop((pass, alone.take()));
         let (error, after) = match ended {
             Ok(success) => return Ended::Done(success),

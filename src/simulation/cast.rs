@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::broker::BrokerOf;
 use super::checker::{QueueRules, Rules, Sees};
 use super::handler::Player;
+use super::part::Outages;
 use super::scenario::{QueuePlan, Scenario};
 use super::stage::Stage;
 use crate::clock::duration_ms;
@@ -19,6 +20,7 @@ pub(super) fn worker(scenario: &Scenario, stage: &Stage, life: u32) -> Worker {
     let mut store = StoreOptions::new("simulated");
     store.simulated = Some(stage.disk.clone());
     store.clock = stage.clock.clone();
+    store.size_bytes_max = stage.size_bytes_max();
     let broker = BrokerOf { network: stage.network.clone(), life };
     let mut options = Options::with_broker(Arc::new(broker), store);
     options.drain = Duration::from_millis(scenario.drain_ms);
@@ -44,8 +46,18 @@ fn player(scenario: &Scenario, stage: &Stage, plan: &QueuePlan, life: u32) -> Pl
         targets: plan.targets.clone(),
         has_state: plan.has_state,
         replies: plan.replies,
+        other_side: stage.other_side.clone(),
+        outages: plan.options.breaker.is_some().then(|| Outages {
+            windows_ms: plan.outages_ms.clone(),
+            over_ms: scenario.healed_at_ms,
+        }),
         batches: Arc::new(AtomicU64::new(u64::from(life) << 32)),
     }
+}
+
+fn classes(plan: &QueuePlan) -> Vec<(Arc<str>, u64)> {
+    let classes = plan.options.retention_by.iter().flat_map(|by| &by.values);
+    classes.map(|(class, retention)| (class.as_str().into(), duration_ms(*retention))).collect()
 }
 
 /// By what the checker judges a run of this scenario.
@@ -54,7 +66,9 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
         queue: plan.options.queue.as_str().into(),
         dead_letter: plan.options.dead_letter.as_str().into(),
         max_attempts: plan.options.retry.max_attempts.get(),
+        breaker_failures: plan.options.breaker.map(|breaker| breaker.failures.get()),
         retention_ms: duration_ms(plan.options.retention),
+        retention_ms_by: classes(plan),
         on_conflict: plan.options.on_conflict,
         on_expired: plan.options.on_expired,
         on_unroutable: plan.options.on_unroutable,
@@ -65,6 +79,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
     Rules {
         queues: scenario.queues.iter().map(of).collect(),
         sees: Sees::ALL,
+        may_be_full: scenario.disk.size_bytes_max < u64::MAX,
         frame_ms: scenario.weather.latency_ms_max + 1,
         told_ms: 1,
     }

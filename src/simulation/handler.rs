@@ -13,10 +13,12 @@ use super::history::{Event, RunEnd, Seen};
 use super::log::Log;
 use super::model::{State as Chain, Touch};
 use super::names::Names;
-use super::part::{Casting, Failure, Part};
+use super::part::{Casting, Failure, Outages, Part};
+use super::step::OtherSide;
 use crate::batch::{Batch, BatchHandler};
+use crate::clock::duration_ms;
 use crate::context::Context;
-use crate::effects::State;
+use crate::effects::{EffectError, State};
 use crate::handler::{HandleError, Handler, Result, reject, retry_after};
 use crate::payload::{Body, Reply};
 
@@ -55,6 +57,9 @@ pub(super) struct Player {
     pub(super) targets: Vec<String>,
     pub(super) has_state: bool,
     pub(super) replies: bool,
+    pub(super) other_side: OtherSide,
+    /// Of what it calls, if the queue has a breaker.
+    pub(super) outages: Option<Outages>,
     pub(super) batches: Arc<AtomicU64>,
 }
 
@@ -63,6 +68,7 @@ struct Run<'a> {
     player: &'a Player,
     seen: Seen,
     attempt: u32,
+    batch: Option<u64>,
     deadline: std::time::Instant,
     ended: Option<RunEnd>,
 }
@@ -74,7 +80,7 @@ impl<'a> Run<'a> {
         let (life, attempt) = (player.life, cx.attempt());
         player.log.put_of(life, Event::Run { life, seen: seen.clone(), attempt, batch });
         let deadline = cx.deadline();
-        Some((Self { player, seen, attempt, deadline, ended: None }, part))
+        Some((Self { player, seen, attempt, batch, deadline, ended: None }, part))
     }
 
     fn ends(mut self, ended: RunEnd) {
@@ -85,12 +91,15 @@ impl<'a> Run<'a> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         let is_late = tokio::time::Instant::now().into_std() >= self.deadline;
-        let dropped =
-            if is_late || std::thread::panicking() { RunEnd::Failed } else { RunEnd::Dropped };
-        let (life, attempt, ended) =
-            (self.player.life, self.attempt, self.ended.unwrap_or(dropped));
-        let end = Event::End { life, seen: self.seen.clone(), attempt, ended };
-        self.player.log.put_of(life, end);
+        let dropped = match (std::thread::panicking(), is_late) {
+            (true, _) => RunEnd::Panicked,
+            (false, true) => RunEnd::Failed,
+            (false, false) => RunEnd::Dropped,
+        };
+        let Self { player: Player { life, .. }, attempt, batch, .. } = *self;
+        let ended = self.ended.unwrap_or(dropped);
+        let end = Event::End { life: *life, seen: self.seen.clone(), attempt, batch, ended };
+        self.player.log.put_of(*life, end);
     }
 }
 
@@ -101,26 +110,18 @@ impl Player {
             tokio::time::sleep(part.takes).await;
         }
         for number in 0..part.steps {
-            let step: Arc<str> = format!("step {number}").into();
-            let (log, life, name) = (&self.log, self.life, Arc::clone(&run.seen.name));
-            let call = async |key: String| {
-                let (name, step) = (Arc::clone(&name), Arc::clone(&step));
-                log.put_of(life, Event::Called { life, name, step, effect_key: key.into() });
-                tokio::time::sleep(part.call_takes).await;
-                Ok::<_, HandleError>(number)
-            };
-            cx.once(&step, call).await?;
+            self.step(cx, &run.seen.name, part, number).await?;
         }
         if part.is_rejected {
             return Err(reject("no attempt will ever succeed"));
         }
-        match part.failure(run.attempt) {
+        match self.failure(part, run.attempt) {
             Some(Failure::Error) => Err(std::io::Error::other("not now").into()),
             Some(Failure::RetryAfter) => {
                 Err(retry_after(Duration::from_millis(300), std::io::Error::other("in a moment")))
             }
             Some(Failure::Panic) => {
-                run.ended = Some(RunEnd::Failed);
+                run.ended = Some(RunEnd::Panicked);
                 // Without the hook, which would print it.
                 std::panic::resume_unwind(Box::new("as its part says"))
             }
@@ -130,6 +131,27 @@ impl Player {
             }
             None => self.send(cx, part),
         }
+    }
+
+    /// How this attempt goes wrong: as its part says, or because what it calls is dead. Behind a breaker that comes to
+    /// an end, or no message would.
+    fn failure(&self, part: &Part, attempt: u32) -> Option<Failure> {
+        let failure = part.failure(attempt);
+        let Some(outages) = &self.outages else { return failure };
+        let now_ms = self.now_ms();
+        if outages.windows_ms.iter().any(|window| window.contains(&now_ms)) {
+            return Some(Failure::Error);
+        }
+        failure.filter(|failure| !self.is_over() || *failure == Failure::Panic)
+    }
+
+    /// Whether nothing is dead any more that the breaker stands before.
+    pub(super) fn is_over(&self) -> bool {
+        self.outages.as_ref().is_some_and(|outages| self.now_ms() >= outages.over_ms)
+    }
+
+    fn now_ms(&self) -> u64 {
+        duration_ms(self.log.started().elapsed())
     }
 
     fn send(&self, cx: &mut Context, part: &Part) -> Result {
@@ -172,7 +194,10 @@ impl Kept {
 fn end_of(result: &Result) -> RunEnd {
     match result {
         Ok(()) => RunEnd::Ok,
-        Err(HandleError::Retry { .. }) => RunEnd::Failed,
+        Err(HandleError::Retry { error, .. }) => match EffectError::find(error.as_ref()) {
+            Some(EffectError::InDoubt { .. }) => RunEnd::InDoubt,
+            _ => RunEnd::Failed,
+        },
         Err(HandleError::Reject { .. }) => RunEnd::Rejected,
     }
 }
@@ -226,7 +251,7 @@ impl BatchHandler<Body> for Player {
                     continue;
                 }
                 Err(error) => {
-                    runs.into_iter().for_each(|(run, _)| run.ends(RunEnd::Failed));
+                    runs.into_iter().for_each(|(run, _)| run.ends(ended));
                     return Err(error);
                 }
             }

@@ -39,6 +39,8 @@ pub struct Seen {
     pub name: Name,
     /// What it is ordered by; `None` if it is its own key.
     pub key: Option<KeyName>,
+    /// The class of retention that it names.
+    pub class: Option<Arc<str>>,
     /// Hash of type and body: two under one name are a conflict.
     pub fingerprint: u64,
     /// Whether it has an id that can be used; one without is published to the dead-letter queue before it is on record,
@@ -95,15 +97,30 @@ pub struct Written {
     pub epoch: Option<u64>,
 }
 
+/// What a step does outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// It calls, and may call again until its result is on record.
+    Repeatable,
+    /// It calls, and must not call again unless that is cleared: it was on record before that it may.
+    Guarded,
+    /// It asked and was told that the last call did not happen, or undid it.
+    Clears,
+}
+
 /// How a run of a handler ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunEnd {
     /// It returned `Ok`.
     Ok,
-    /// It failed, by an error, a panic or the timeout: another attempt may follow.
+    /// It failed, by an error or the timeout: another attempt may follow.
     Failed,
+    /// It panicked: another attempt may follow, and nobody knows whether it called anything.
+    Panicked,
     /// It rejected the message.
     Rejected,
+    /// A step of it may have happened, and only people can tell: the message is given up.
+    InDoubt,
     /// It was dropped with its worker.
     Dropped,
 }
@@ -121,14 +138,16 @@ pub enum Event {
     /// A handler began; those that it was given together have the number of their batch.
     Run { life: u32, seen: Seen, attempt: u32, batch: Option<u64> },
     /// A handler ended.
-    End { life: u32, seen: Seen, attempt: u32, ended: RunEnd },
+    End { life: u32, seen: Seen, attempt: u32, batch: Option<u64>, ended: RunEnd },
     /// A handler called something outside within a step, under this key.
-    Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str> },
+    Called { life: u32, name: Name, step: Arc<str>, effect_key: Arc<str>, call: Call },
     /// A batch was given to the disk when the store's clock stood at `clock_ms`. Numbers rise over all lives. It is
     /// durable at `Synced`, and may be gone with a crash before.
     Commit { life: u32, number: u64, clock_ms: u64, written: Arc<Written> },
     /// It is durable, with all before it. Also after `Crashed`, if the disk had it without having said so.
     Synced { number: u64 },
+    /// The worker was told how large its store is: as large as it may be, or not any more.
+    Full { life: u32, is_full: bool },
     /// A write or a sync failed, and the worker was told.
     DiskFailed { life: u32 },
     /// The broker has read an ack.

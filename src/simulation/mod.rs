@@ -14,6 +14,7 @@ mod part;
 mod run;
 mod scenario;
 mod stage;
+mod step;
 mod stored;
 mod tally;
 mod world;

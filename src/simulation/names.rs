@@ -26,7 +26,7 @@ pub(super) struct Names {
 
 #[derive(Default)]
 struct Known {
-    queues: BTreeMap<Arc<str>, (Resolver, Scope)>,
+    queues: BTreeMap<Arc<str>, Rules>,
     /// Numbers of queues in the store.
     numbers: HashMap<u16, Arc<str>>,
     messages: HashMap<Identity, Name>,
@@ -43,13 +43,22 @@ struct Known {
     whole: HashMap<(Name, u64), Vec<Arc<Message>>>,
 }
 
+/// How messages of a queue are read.
+struct Rules {
+    resolver: Resolver,
+    scope: Scope,
+    /// The header that names a class of retention.
+    class: Option<String>,
+}
+
 impl Names {
     pub(super) fn new(hash_key: [u8; 32], queues: &[&QueueOptions]) -> Self {
         let mut known = Known::default();
         for options in queues {
             let resolver = Resolver::new(options.identity.clone(), &options.queue);
             let scope = options.identity.scope.clone();
-            known.queues.insert(options.queue.as_str().into(), (resolver, scope));
+            let class = options.retention_by.as_ref().map(|by| by.header.clone());
+            known.queues.insert(options.queue.as_str().into(), Rules { resolver, scope, class });
         }
         Self { hash_key: HashKey::new(hash_key), known: Mutex::new(known) }
     }
@@ -58,8 +67,7 @@ impl Names {
     pub(super) fn see(&self, queue: &Arc<str>, message: &Arc<Message>, copy: u64) -> Option<Seen> {
         let mut known = self.lock();
         let seen = self.read(&known, queue, message, copy)?;
-        let (resolver, _) = known.queues.get(queue)?;
-        let resolved = resolver.resolve(message);
+        let resolved = known.queues.get(queue)?.resolver.resolve(message);
         if let Some(key) = resolved.key.ok().flatten() {
             let keys = known.keys.entry(Arc::clone(queue)).or_default();
             let name = || format!("{queue}/{key}").into();
@@ -96,7 +104,7 @@ impl Names {
     }
 
     fn read(&self, known: &Known, queue: &Arc<str>, message: &Message, copy: u64) -> Option<Seen> {
-        let (resolver, scope) = known.queues.get(queue)?;
+        let Rules { resolver, scope, class } = known.queues.get(queue)?;
         let resolved = resolver.resolve(message);
         let has_id = resolved.id.is_ok();
         let name = match resolved.id {
@@ -111,10 +119,12 @@ impl Names {
             Err(_) => format!("{queue}/#{copy}"),
         };
         let key = resolved.key.ok().flatten().map(|key| format!("{queue}/{key}").into());
+        let class = class.as_ref().and_then(|header| message.properties.headers.get(header));
         Some(Seen {
             queue: Arc::clone(queue),
             name: name.into(),
             key,
+            class: class.and_then(HeaderValue::as_str).map(Arc::from),
             fingerprint: number(self.hash_key.fingerprint(message)),
             has_id,
             copy,

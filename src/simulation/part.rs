@@ -16,6 +16,23 @@ pub(super) enum Failure {
     Hang,
 }
 
+/// When what the handlers of a queue call is dead.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outages {
+    pub(super) windows_ms: Vec<std::ops::Range<u64>>,
+    /// From here on nothing is dead, and nothing fails for ever.
+    pub(super) over_ms: u64,
+}
+
+/// What a step does whose end is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Policy {
+    Repeat,
+    Ask,
+    Undo,
+    Park,
+}
+
 /// What a handler does with a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
@@ -27,6 +44,9 @@ pub(super) struct Part {
     /// Outgoing messages: to the next queue or to a sink.
     pub(super) sends: u64,
     pub(super) steps: u64,
+    policies: u64,
+    /// Attempts in which a call happens and its answer is lost.
+    pub(super) call_failures: u32,
     /// How long a call of a step takes.
     pub(super) call_takes: Duration,
     /// Whether the state has so much beside it that it does not fit a row.
@@ -74,11 +94,23 @@ impl Casting {
             steps: if is_stepping { rng.u64(1..3) } else { 0 },
             call_takes: Duration::from_millis(rng.u64(0..200)),
             is_large,
+            policies: rng.u64(..),
+            call_failures: u32::from(rng.u8(0..10) == 0),
         }
     }
 }
 
 impl Part {
+    /// That of this step.
+    pub(super) const fn policy(&self, number: u64) -> Policy {
+        match self.policies.rotate_right(3 * number as u32) % 8 {
+            0 | 1 => Policy::Ask,
+            2 | 3 => Policy::Undo,
+            4 => Policy::Park,
+            _ => Policy::Repeat,
+        }
+    }
+
     /// How this attempt goes wrong, if it does; attempts are counted from 1.
     pub(super) fn failure(&self, attempt: u32) -> Option<Failure> {
         if attempt > self.failures {

@@ -12,6 +12,7 @@ use super::broker::Network;
 use super::history::{Event, Written};
 use super::log::Log;
 use super::names::Names;
+use super::step::OtherSide;
 use super::tally::Tally;
 use crate::clock::{Clock, duration_ms};
 use crate::failpoint::Point;
@@ -32,6 +33,8 @@ pub(super) struct DiskWeather {
     pub(super) sync_ms_max: u64,
     /// One of so many syncs takes seconds.
     pub(super) slow_one_in: u64,
+    /// The size that a store may have.
+    pub(super) size_bytes_max: u64,
 }
 
 /// Everything but the worker; clones are the same.
@@ -42,6 +45,7 @@ pub(super) struct Stage {
     pub(super) network: Network,
     pub(super) disk: SimulatedDisk,
     pub(super) clock: Clock,
+    pub(super) other_side: OtherSide,
     inner: Arc<Mutex<Inner>>,
     crash: Arc<Notify>,
 }
@@ -57,6 +61,8 @@ struct Inner {
     commit: u64,
     written: Arc<Written>,
     has_opened: bool,
+    /// The worker was told that its store has reached the limit.
+    is_full: bool,
     has_failed: bool,
     has_crashed: bool,
     tally: Tally,
@@ -79,6 +85,7 @@ impl Stage {
             commit: 0,
             written: Arc::default(),
             has_opened: false,
+            is_full: false,
             has_failed: false,
             has_crashed: false,
             tally: Tally::default(),
@@ -89,6 +96,7 @@ impl Stage {
             network,
             disk: SimulatedDisk::new(),
             clock,
+            other_side: OtherSide::default(),
             inner: Arc::new(Mutex::new(inner)),
             crash: Arc::default(),
         };
@@ -107,6 +115,7 @@ impl Stage {
         inner.strike = strike;
         inner.commits = 0;
         inner.has_opened = false;
+        inner.is_full = false;
         inner.has_failed = false;
         inner.has_crashed = false;
         inner.tally.lives += 1;
@@ -117,6 +126,12 @@ impl Stage {
         let mut inner = self.lock();
         inner.strike = None;
         inner.disk.slow_one_in = u64::MAX;
+        inner.disk.size_bytes_max = u64::MAX;
+    }
+
+    /// The size that the store of the next life may have.
+    pub(super) fn size_bytes_max(&self) -> u64 {
+        self.lock().disk.size_bytes_max
     }
 
     pub(super) fn tally<T>(&self, count: impl FnOnce(&mut Tally) -> T) -> T {
@@ -226,6 +241,16 @@ impl Script for Stage {
             inner.rng.u64(0..=max)
         };
         std::time::Duration::from_millis(sync_ms)
+    }
+
+    fn sized(&self, bytes: u64, in_blocks: u64) {
+        let mut inner = self.lock();
+        let max = inner.disk.size_bytes_max;
+        // Files that are large and nearly empty are filled again.
+        let (life, is_full) = (inner.life, bytes >= max && in_blocks.saturating_mul(2) >= max);
+        if std::mem::replace(&mut inner.is_full, is_full) != is_full {
+            self.log.put_of(life, Event::Full { life, is_full });
+        }
     }
 
     fn fate(&self) -> Fate {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::broker::Counts;
-use super::history::{Ended, Event, History};
+use super::history::{Call, Ended, Event, History};
 use crate::failpoint::Point;
 
 /// How often what happened.
@@ -84,8 +84,12 @@ impl Tally {
             match &entry.event {
                 Event::Accepted(seen) => {
                     self.count("messages", 1);
-                    match fingerprints.insert(&seen.name, seen.fingerprint) {
-                        Some(known) if known == seen.fingerprint => self.count("twins", 1),
+                    let known = fingerprints.insert(&seen.name, (seen.fingerprint, &seen.queue));
+                    match known {
+                        Some((known, queue)) if known == seen.fingerprint => {
+                            self.count("twins", 1);
+                            self.count("twins in another queue", u64::from(*queue != seen.queue));
+                        }
                         Some(_) => self.count("conflicts", 1),
                         None => {}
                     }
@@ -94,7 +98,12 @@ impl Tally {
                     self.count("runs", 1);
                     self.count("runs in batches", u64::from(batch.is_some()));
                 }
-                Event::Called { .. } => self.count("calls", 1),
+                Event::Called { call, .. } => {
+                    self.count("calls", u64::from(*call != Call::Clears));
+                    self.count("calls that are cleared", u64::from(*call == Call::Clears));
+                }
+                Event::Full { is_full: true, .. } => self.count("full stores", 1),
+                Event::Full { is_full: false, .. } => self.count("room in full stores again", 1),
                 Event::AckRefused { .. } => self.count("406", 1),
                 Event::Published { letter, answers, .. } => {
                     self.count("published", 1);

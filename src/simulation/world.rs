@@ -91,18 +91,24 @@ impl World {
             self.act(action).await;
         }
         self.live_until(began + Duration::from_millis(self.scenario.healed_at_ms)).await;
-        self.heal();
+        self.heal().await;
         if self.come_to_rest().await && self.drain().await {
             self.stage.log.put(Event::AtRest);
         }
         self.network.shutdown().await;
     }
 
-    fn heal(&mut self) {
+    async fn heal(&mut self) {
         self.scenario.strikes.clear();
+        let had_limit = self.stage.size_bytes_max() < u64::MAX;
         self.stage.heal();
         self.stage.network.heal();
         self.stage.network.declare(SINKS[1], Kind::Classic);
+        // A limit that is raised is told to a worker by starting it again.
+        if had_limit {
+            self.drain().await;
+            self.start_again().await;
+        }
     }
 
     async fn come_to_rest(&mut self) -> bool {

@@ -255,8 +255,16 @@ impl Backend for SimulatedBackend {
     }
 
     fn disk_bytes(&self) -> Result<u64, StoreError> {
-        let rows = self.live()?;
-        Ok(rows.current.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())
+        let state = self.live()?;
+        let size = |(key, value): (&Vec<u8>, &Vec<u8>)| (key.len() + value.len()) as u64;
+        let bytes = state.current.iter().map(size).sum();
+        #[cfg(feature = "simulation")]
+        if let Some(script) = &state.script {
+            let is_block = |(key, _): &(&Vec<u8>, _)| key.starts_with(record::BLOCK_PREFIX);
+            let blocks = state.current.iter().filter(is_block);
+            script.sized(bytes, blocks.map(|(_, value)| value.len() as u64).sum());
+        }
+        Ok(bytes)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lapin::message::Delivery;
 use lapin::types::AMQPValue;
-use onceward::simulation::history::{Ended, Entry, Event, History, Letter, RunEnd, Seen};
+use onceward::simulation::history::{Call, Ended, Entry, Event, History, Letter, RunEnd, Seen};
 use tokio::time::Instant;
 
 use crate::traffic::{CLASS_HEADER, Change, KEY_HEADER, Order};
@@ -89,6 +89,7 @@ impl Book {
             queue: if order.is_tick() { "ticks".into() } else { Arc::clone(&self.queue) },
             name: self.name(order.name()),
             key: Some(self.name(&order.key)),
+            class: None,
             fingerprint: fingerprint(&order.body()),
             has_id: order.id().is_some(),
             copy,
@@ -149,7 +150,7 @@ impl Book {
                     worker::Ended::Failed => RunEnd::Failed,
                     worker::Ended::Rejected => RunEnd::Rejected,
                 };
-                self.write(&mut pages, Event::End { life, seen, attempt, ended });
+                self.write(&mut pages, Event::End { life, seen, attempt, batch: None, ended });
             }
         }
     }
@@ -159,7 +160,8 @@ impl Book {
         let mut pages = self.pages();
         pages.calls.push((effect_key.to_owned(), number));
         let (life, name) = (pages.life, self.name(format!("m{number}")));
-        let event = Event::Called { life, name, step: "fee".into(), effect_key: effect_key.into() };
+        let (step, effect_key, call) = ("fee".into(), effect_key.into(), Call::Repeatable);
+        let event = Event::Called { life, name, step, effect_key, call };
         self.write(&mut pages, event);
     }
 

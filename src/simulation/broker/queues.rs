@@ -202,6 +202,7 @@ mod tests {
                 queue: Arc::clone(&name),
                 name: format!("orders/{copy}").into(),
                 key: None,
+                class: None,
                 fingerprint: 0,
                 has_id: true,
                 copy,

@@ -1,6 +1,7 @@
 //! Attempts: P13 (on record they never fall, each run has the next number, and the limit is passed by one at most).
 
-use super::super::history::Event;
+use super::super::history::{Ended, Event, RunEnd};
+use super::breaker::Breakers;
 use super::table::Table;
 use super::world::{ChannelId, CommitId, MessageId, NameId, Now, World};
 use super::{Judge, Predicate, Report};
@@ -17,16 +18,39 @@ struct Row {
     clock_ms: u64,
 }
 
+/// The last run of a message that did not end it.
+#[derive(Clone, Copy)]
+struct Ran {
+    life: u32,
+    message: MessageId,
+    attempt: u32,
+    is_over: bool,
+    /// Whether it failed while the breaker was closed, or says nothing of what is downstream.
+    counts: bool,
+}
+
 #[derive(Clone, Copy, Default)]
 struct Of {
     durable: Option<Row>,
     ahead: Option<Row>,
+    ran: Option<Ran>,
 }
 
-/// Deliveries of a message in one life.
-#[derive(Clone, Copy, Default)]
+impl Of {
+    /// Whether what is on record as begun is no attempt: it failed while the breaker was open, or a drain came before
+    /// it ran.
+    fn is_void(&self, world: &World<'_>, row: Row, life: u32) -> bool {
+        let has_run = self.ran.filter(|ran| ran.life == life && ran.attempt == row.begun);
+        let is_draining = || world.known_life(life).is_some_and(|life| life.drain.is_some());
+        row.is_running && row.life == life && has_run.map_or_else(is_draining, |ran| !ran.counts)
+    }
+}
+
+/// Deliveries of a message in one life and queue.
+#[derive(Clone, Copy)]
 struct Deliveries {
     life: u32,
+    queue: Option<usize>,
     has_new: bool,
 }
 
@@ -34,7 +58,8 @@ struct Deliveries {
 pub(super) struct Attempts {
     names: Table<Of>,
     made: Table<Vec<(NameId, Option<Row>)>>,
-    deliveries: Table<Option<Deliveries>>,
+    deliveries: Table<Vec<Deliveries>>,
+    breakers: Breakers,
     clock_ms: u64,
 }
 
@@ -51,8 +76,18 @@ impl Judge for Attempts {
                     self.delivered(world, channel, message, *redelivered);
                 }
             }
-            (Event::Run { life, attempt, .. }, Some(message)) => {
-                self.run(world, (*life, *attempt), message, report);
+            (Event::Run { life, seen, attempt, batch }, Some(message)) => {
+                self.breakers.begun(*batch, message);
+                self.run(world, (*life, *attempt, *batch), (&seen.queue, message), report);
+            }
+            (Event::End { life, seen, attempt, batch, ended }, Some(message)) => {
+                let of = (seen, message);
+                let counts = self.breakers.ended(world, (*life, *batch), of, *ended);
+                let ran = Ran { life: *life, message, attempt: *attempt, is_over: true, counts };
+                let is_attempt =
+                    batch.is_none() && matches!(ended, RunEnd::Failed | RunEnd::Panicked);
+                let name = world.messages[message].name_id;
+                self.names.row_or_default(name).ran = is_attempt.then_some(ran);
             }
             _ => {}
         }
@@ -87,6 +122,7 @@ impl Attempts {
                 let of = self.names.row_or_default(name);
                 if let Some(before) = of.ahead
                     && *begun < before.begun
+                    && !(*begun + 1 == before.begun && of.is_void(world, before, commit.life))
                     && !is_forgotten(before, commit.clock_ms)
                 {
                     let what = format!(
@@ -121,7 +157,20 @@ impl Attempts {
                 }
             }
             if !record.is_conflict {
-                self.names.row_or_default(record.name).ahead = None;
+                let of = self.names.row_or_default(record.name);
+                if let Some(ran) = of.ran.take().filter(|ran| ran.life == commit.life)
+                    && !ran.counts
+                    && Some(ran.message) == record.message
+                    && matches!(record.ended, Ended::Dead(reason) if &**reason == "exhausted")
+                {
+                    let what = format!(
+                        "commit {} says that the attempts of {} are exhausted, and the last one failed while the breaker was open",
+                        commit.number,
+                        world.name_text(record.name),
+                    );
+                    report.broken(Predicate::P13, what);
+                }
+                of.ahead = None;
                 made.push((record.name, None));
             }
         }
@@ -135,17 +184,20 @@ impl Attempts {
         message: MessageId,
         redelivered: bool,
     ) {
-        let life = world.channels[channel].life;
-        let row = self.deliveries.row_or_default(message);
-        let has_new = row.is_some_and(|row| row.life == life && row.has_new);
-        *row = Some(Deliveries { life, has_new: has_new || !redelivered });
+        let channel = &world.channels[channel];
+        let (life, queue) = (channel.life, world.queue_number(&channel.queue));
+        let rows = self.deliveries.row_or_default(message);
+        match rows.iter_mut().find(|row| row.life == life && row.queue == queue) {
+            Some(row) => row.has_new |= !redelivered,
+            None => rows.push(Deliveries { life, queue, has_new: !redelivered }),
+        }
     }
 
     fn run(
         &mut self,
         world: &World<'_>,
-        (life, attempt): (u32, u32),
-        message: MessageId,
+        (life, attempt, batch): (u32, u32, Option<u64>),
+        (queue, message): (&str, MessageId),
         report: &mut Report<'_>,
     ) {
         within_limit(world, message, (&format!("life {life} says that"), attempt), report);
@@ -153,7 +205,7 @@ impl Attempts {
             return;
         }
         let name = world.messages[message].name_id;
-        let row = self.names.row_or_default(name).durable;
+        let Of { durable: row, ran, .. } = *self.names.row_or_default(name);
         let row = row.filter(|row| attempt > 1 || !is_forgotten(*row, self.clock_ms));
         let is_begun = row.is_some_and(|row| row.is_running && row.life == life);
         let expected = row.map_or(1, |row| if is_begun { row.begun } else { row.begun + 1 });
@@ -164,8 +216,24 @@ impl Attempts {
             );
             report.broken(Predicate::P13, what);
         }
-        let deliveries = *self.deliveries.row_or_default(message);
-        let is_redelivered = deliveries.is_some_and(|row| row.life == life && !row.has_new);
+        // Of a batch that failed the messages run one by one, as if there had been none.
+        if let Some(ran) = ran.filter(|ran| ran.life == life && ran.is_over)
+            && attempt != ran.attempt + u32::from(ran.counts)
+        {
+            let how = if ran.counts { "" } else { ", while the breaker was open" };
+            let what = format!(
+                "a run of {text} in life {life} is called attempt {attempt}, and attempt {} has failed{how}",
+                ran.attempt,
+            );
+            report.broken(Predicate::P13, what);
+        }
+        // A run that goes on may count.
+        let ran = Ran { life, message, attempt, is_over: false, counts: true };
+        self.names.row_or_default(name).ran = batch.is_none().then_some(ran);
+        let queue = world.queue_number(queue);
+        let mut deliveries = self.deliveries.row_or_default(message).iter();
+        let is_redelivered =
+            deliveries.any(|row| row.life == life && row.queue == queue && !row.has_new);
         if world.rules().sees.channels && is_redelivered && !is_begun {
             let what = format!(
                 "{text} was delivered before, and attempt {attempt} begins in life {life} without being on record"
@@ -185,9 +253,13 @@ fn within_limit(
     (who, attempts): (&str, u32),
     report: &mut Report<'_>,
 ) {
-    let Some(rules) = world.messages[message].rules else { return };
-    if attempts > rules.max_attempts + 1 {
-        let (text, limit) = (world.text(message), rules.max_attempts);
+    // Attempts are those of the id, whatever the body and the queue.
+    let bodies = world.names[world.messages[message].name_id].messages.iter();
+    let rules = bodies.flat_map(|body| world.messages[*body].all_rules());
+    let limits = rules.map(|rules| rules.max_attempts);
+    let Some(limit) = limits.max() else { return };
+    if attempts > limit + 1 {
+        let text = world.text(message);
         let what =
             format!("{who} {text} has {attempts} attempts, the limit is {limit} and one alone");
         report.broken(Predicate::P13, what);

@@ -1,5 +1,7 @@
 //! What the broker holds of a channel: its unacked deliveries, as the broker counts them.
 
+use std::sync::Arc;
+
 use super::world::{MessageId, World};
 
 /// A delivery that is not acked.
@@ -16,6 +18,7 @@ pub(super) struct Tag {
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) number: u64,
+    pub(super) queue: Arc<str>,
     pub(super) life: u32,
     pub(super) prefetch: u16,
     /// In order of tags.

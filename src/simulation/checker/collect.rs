@@ -17,14 +17,13 @@ impl Judge for Collect {
 fn collected(world: &World<'_>, id: RecordId, clock_ms: u64, report: &mut Report<'_>) {
     let record = &world.records[id];
     let Some(message) = record.message else { return };
-    let Some(rules) = world.messages[message].rules else { return };
+    let Some(retention_ms) = world.messages[message].retention_ms() else { return };
     let commit = &world.commits[record.commit];
     let (text, number) = (world.text(message), commit.number);
     let age_ms = clock_ms.saturating_sub(commit.clock_ms);
-    if age_ms < rules.retention_ms {
+    if age_ms < retention_ms {
         let what = format!(
-            "the record of {text} in commit {number} is collected after {age_ms} ms, the retention is {} ms",
-            rules.retention_ms
+            "the record of {text} in commit {number} is collected after {age_ms} ms, the retention is {retention_ms} ms"
         );
         report.broken(Predicate::P15, what);
     }

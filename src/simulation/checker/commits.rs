@@ -116,15 +116,21 @@ impl<'h> World<'h> {
         self.names[name].records.push(id);
     }
 
+    /// How long a record is kept, as its message says.
+    fn retention_ms(&self, record: &Record<'_>) -> Option<u64> {
+        self.messages[record.message?].retention_ms()
+    }
+
     /// Which record of a name is removed: the oldest that may be, or the oldest.
     fn to_collect(&self, name: NameId, clock_ms: u64) -> Option<RecordId> {
         let kept = self.names[name].records.iter().copied().filter(|id| self.is_kept(*id));
         let kept: Vec<RecordId> = kept.collect();
         let may_leave = |id: &&RecordId| {
             let record = &self.records[**id];
-            let rules = record.message.and_then(|message| self.messages[message].rules);
+            let retention_ms = self.retention_ms(record);
             let committed_ms = self.commits[record.commit].clock_ms;
-            let is_old = rules.is_none_or(|rules| committed_ms + rules.retention_ms <= clock_ms);
+            let is_old =
+                retention_ms.is_none_or(|retention_ms| committed_ms + retention_ms <= clock_ms);
             is_old && !self.is_needed(**id)
         };
         kept.iter().find(may_leave).or_else(|| kept.first()).copied()
@@ -154,8 +160,7 @@ impl<'h> World<'h> {
         kept.any(|id| {
             let older = &self.records[*id];
             let commit = &self.commits[older.commit];
-            let rules = record.message.and_then(|message| self.messages[message].rules);
-            let retention_ms = rules.map_or(0, |rules| rules.retention_ms);
+            let retention_ms = self.retention_ms(record).unwrap_or(0);
             older.message == record.message
                 && older.is_conflict == record.is_conflict
                 && older.ended == record.ended

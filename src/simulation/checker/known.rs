@@ -10,6 +10,11 @@ impl<'h> World<'h> {
         self.rules
     }
 
+    /// The number of a queue that has rules.
+    pub(super) fn queue_number(&self, queue: &str) -> Option<usize> {
+        self.rules.queues.iter().position(|rules| &*rules.queue == queue)
+    }
+
     /// Whether the record is neither lost nor collected, in the worker's view.
     pub(super) fn is_kept(&self, record: RecordId) -> bool {
         let record = &self.records[record];

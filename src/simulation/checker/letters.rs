@@ -4,7 +4,7 @@
 use super::super::history::{Ended, Event, Letter};
 use super::commits::Record;
 use super::outbox::Sent;
-use super::rules::Commits;
+use super::rules::{Commits, QueueRules};
 use super::world::{MessageId, Now, RecordId, UNROUTABLE, World};
 use super::{Judge, Predicate, Report};
 use crate::options::OnUnroutable;
@@ -47,22 +47,27 @@ fn instead(world: &World<'_>, (id, to): (&str, &[&str]), letter: &Letter, report
         let what = format!("dead letter {id} is of {}, which is in no commit", letter.name);
         return report.broken(Predicate::P4, what);
     };
-    let sender = world.outbox.outs[out].sender;
-    let rules = world.names[sender].messages.iter().find_map(|id| world.messages[*id].rules);
-    let Some(rules) = rules else { return };
-    if rules.on_unroutable != OnUnroutable::DeadLetter {
+    let senders = &world.names[world.outbox.outs[out].sender].messages;
+    let rules: Vec<_> = senders.iter().flat_map(|id| world.messages[*id].all_rules()).collect();
+    if rules.is_empty() {
+        return;
+    }
+    if rules.iter().all(|rules| rules.on_unroutable != OnUnroutable::DeadLetter) {
         let what =
             format!("{id} is published in the place of {}, which is to be held", letter.name);
         report.broken(Predicate::P12, what);
     }
-    lies_in(id, to, &rules.dead_letter, report);
+    lies_in(id, to, &rules, report);
 }
 
-fn lies_in(id: &str, to: &[&str], dead_letter: &str, report: &mut Report<'_>) {
+/// In the dead-letter queue of one of the queues that the message has come by.
+fn lies_in(id: &str, to: &[&str], rules: &[&QueueRules], report: &mut Report<'_>) {
+    let queues: Vec<&str> = rules.iter().map(|rules| &*rules.dead_letter).collect();
     // None took it: it is not there yet.
-    if let Some(other) = to.iter().find(|queue| **queue != dead_letter) {
+    if let Some(other) = to.iter().find(|queue| !queues.contains(queue)) {
+        let right = queues.join(" or ");
         let what =
-            format!("dead letter {id} is in queue {other}, the dead-letter queue is {dead_letter}");
+            format!("dead letter {id} is in queue {other}, the dead-letter queue is {right}");
         report.broken(Predicate::P12, what);
     }
 }
@@ -76,8 +81,9 @@ fn published(
 ) {
     let Some(message) = world.message_id(&letter.name, letter.fingerprint) else { return };
     let row = &world.messages[message];
-    if let Some(rules) = row.rules {
-        lies_in(id, to, &rules.dead_letter, report);
+    let rules: Vec<_> = row.all_rules().collect();
+    if !rules.is_empty() {
+        lies_in(id, to, &rules, report);
     }
     if !letter.is_whole {
         let text = world.text(message);

@@ -1,8 +1,6 @@
 //! Lives of workers: P16 (after a failure of the store nothing goes out), P19 (one at a time, each with a higher epoch)
 //! and P20 (what a drain begins, acks and returns).
 
-use std::collections::BTreeSet;
-
 use super::super::history::{Event, RunEnd};
 use super::channels::Tag;
 use super::table::Table;
@@ -13,6 +11,8 @@ use super::{Judge, Predicate, Report};
 #[derive(Clone, Copy)]
 struct Ran {
     life: u32,
+    /// By the rules' number of it.
+    queue: Option<usize>,
     ended: usize,
 }
 
@@ -20,8 +20,6 @@ struct Ran {
 pub(super) struct Lives {
     epoch: Option<u64>,
     ran: Table<Option<Ran>>,
-    /// Messages with an attempt on record that was begun and has not failed, by life.
-    begun: BTreeSet<(u32, String)>,
 }
 
 impl Judge for Lives {
@@ -30,10 +28,7 @@ impl Judge for Lives {
             Event::Opened { life, epoch } => self.opened(world, now, (*life, *epoch), report),
             Event::Run { life, seen, .. } => {
                 works(world, now, *life, &format!("runs {}", seen.name), report);
-                // A run has begun when its attempt is handed in to be recorded.
-                if !self.begun.contains(&(*life, seen.name.to_string())) {
-                    may_run(world, now, *life, &seen.name, report);
-                }
+                may_run(world, now, *life, &seen.name, report);
             }
             Event::Consuming { life, queue, .. } => {
                 works(world, now, *life, &format!("consumes {queue}"), report);
@@ -41,15 +36,7 @@ impl Judge for Lives {
             Event::Called { life, name, step, .. } => {
                 works(world, now, *life, &format!("calls step {step:?} of {name}"), report);
             }
-            Event::Commit { life, number, written, .. } => {
-                for (name, _, is_running) in &written.attempts {
-                    let of = (*life, name.to_string());
-                    if *is_running {
-                        self.begun.insert(of)
-                    } else {
-                        self.begun.remove(&of)
-                    };
-                }
+            Event::Commit { life, number, .. } => {
                 works(world, now, *life, &format!("makes commit {number}"), report);
                 if let Some(failed_ms) = world.known_life(*life).and_then(|life| life.failed_ms) {
                     let what = format!(
@@ -58,9 +45,11 @@ impl Judge for Lives {
                     report.broken(Predicate::P16, what);
                 }
             }
-            Event::End { life, ended, .. } if *ended != RunEnd::Dropped => {
+            Event::End { life, seen, ended, .. } if *ended != RunEnd::Dropped => {
                 if let Some(message) = now.message {
-                    *self.ran.row_or_default(message) = Some(Ran { life: *life, ended: now.at });
+                    let queue = world.queue_number(&seen.queue);
+                    let ran = Ran { life: *life, queue, ended: now.at };
+                    *self.ran.row_or_default(message) = Some(ran);
                 }
             }
             Event::Acked { channel, tag, .. } => {
@@ -117,14 +106,18 @@ impl Lives {
     fn left(&self, world: &World<'_>, now: &Now<'_>, channel: ChannelId, report: &mut Report<'_>) {
         let row = &world.channels[channel];
         let life = world.known_life(row.life);
-        let is_draining = life.is_some_and(|life| life.drain.is_some() && life.failed_ms.is_none());
+        // What a full store has not taken in is not finished with its twin.
+        let is_draining = !world.rules().may_be_full
+            && life.is_some_and(|life| life.drain.is_some() && life.failed_ms.is_none());
         if !is_draining || !world.rules().sees.has_effects() {
             return;
         }
         for tag in &now.tags {
-            let is_finished = self.finished(world, row.life, tag).is_some_and(|finished| {
-                world.at_ms(finished).saturating_add(world.rules().frame_ms) < now.at_ms
-            });
+            let queue = world.queue_number(&row.queue);
+            let is_finished =
+                self.finished(world, (row.life, queue), tag).is_some_and(|finished| {
+                    world.at_ms(finished).saturating_add(world.rules().frame_ms) < now.at_ms
+                });
             if is_finished && !world.is_contested(tag.message) {
                 let text = world.tag_text(row.number, tag);
                 let what =
@@ -134,12 +127,22 @@ impl Lives {
         }
     }
 
-    /// When a delivery was finished by a run that it started or joined.
-    fn finished(&self, world: &World<'_>, life: u32, tag: &Tag) -> Option<usize> {
+    /// When a delivery was finished by a run that it started or joined: one of its own queue.
+    fn finished(
+        &self,
+        world: &World<'_>,
+        (life, queue): (u32, Option<usize>),
+        tag: &Tag,
+    ) -> Option<usize> {
         if world.messages[tag.message].rules.is_some_and(|rules| rules.replies) {
             return None;
         }
-        let ran = self.ran(tag.message).filter(|ran| ran.life == life && ran.ended > tag.at)?;
+        // It has arrived by then, and is not behind others of its key.
+        let arrived_ms = world.at_ms(tag.at).saturating_add(world.rules().frame_ms);
+        let is_own = |ran: &Ran| {
+            ran.life == life && ran.queue == queue && world.at_ms(ran.ended) >= arrived_ms
+        };
+        let ran = self.ran(tag.message).filter(is_own)?;
         let finished = world.finished(tag.message, tag.at)?;
         Some(finished.max(ran.ended))
     }

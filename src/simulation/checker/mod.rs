@@ -7,9 +7,11 @@
 use std::fmt;
 
 mod attempts;
+mod breaker;
 mod channels;
 mod collect;
 mod commits;
+mod intake;
 mod known;
 mod letters;
 mod lives;
@@ -66,7 +68,7 @@ pub enum Predicate {
     P15,
     /// After a failure of the store nothing is acked or published.
     P16,
-    /// Deliveries under way stay within the prefetch.
+    /// Deliveries under way stay within the prefetch, and a full store takes none in.
     P17,
     /// When faults have stopped everything ends.
     P18,
@@ -97,7 +99,9 @@ impl Predicate {
             Self::P14 => "a step has one effect key and is over once its result is on record",
             Self::P15 => "only what is past its retention is collected",
             Self::P16 => "after a failure of the store nothing is acked or published",
-            Self::P17 => "deliveries under way stay within the prefetch",
+            Self::P17 => {
+                "deliveries under way stay within the prefetch, and a full store takes none in"
+            }
             Self::P18 => "when faults have stopped everything ends",
             Self::P19 => "one process at a time has the store",
             Self::P20 => "a drain begins nothing, acks what is finished and returns the rest",
@@ -133,8 +137,9 @@ impl fmt::Display for Violation {
 #[must_use]
 pub fn check(history: &History, rules: &Rules) -> Vec<Violation> {
     let mut world = World::new(history, rules);
-    let mut judges: [&mut dyn Judge; 12] = [
+    let mut judges: [&mut dyn Judge; 13] = [
         &mut settle::Settle,
+        &mut intake::Intake::default(),
         &mut once::Once,
         &mut runs::Runs::default(),
         &mut order::Order::default(),

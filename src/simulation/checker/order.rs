@@ -43,7 +43,7 @@ impl Judge for Order {
         }
         match (now.event, now.message) {
             (Event::Delivered { .. }, Some(message)) => {
-                if let (Some(channel), Some(key)) = (now.channel, world.messages[message].key) {
+                if let (Some(channel), Some(key)) = (now.channel, now.key) {
                     self.delivered(world, channel, key, (message, now.at));
                 }
             }
@@ -92,11 +92,15 @@ impl Order {
             return;
         };
         let Some(key) = world.messages[message].key else { return };
-        if record.is_conflict || record.is_carried {
+        if record.is_conflict || record.is_carried || has_expired(world, id) {
             return;
         }
         let commit = &world.commits[record.commit];
         let ran = self.ran(message).filter(|ran| ran.life == commit.life);
+        // By which of its queues one has ended that never ran is not on record.
+        if ran.is_none() && !world.messages[message].others.is_empty() {
+            return;
+        }
         // From here on it cannot have been dropped with its channel.
         let began = ran.map_or(commit.at, |ran| ran.first);
         let Some(lanes) = self.lanes.get_mut(&key) else { return };
@@ -110,7 +114,7 @@ impl Order {
             lane.skip_ended(world, id);
             let ahead = lane.deliveries.get(lane.head..place).unwrap_or_default();
             overtaken = ahead.iter().copied().find(|(other, at)| {
-                is_ordered(world, *other) && !has_ended(world, (*other, *at), id)
+                is_ordered(world, *other) && !may_have_ended(world, (*other, *at), id)
             });
             break;
         }
@@ -155,6 +159,15 @@ fn is_ordered(world: &World<'_>, message: MessageId) -> bool {
     world.messages[message].has_id && !world.is_contested(message)
 }
 
+/// Whether its message had ended before and was forgotten: which of its deliveries this one ends is not known.
+fn has_expired(world: &World<'_>, id: RecordId) -> bool {
+    let record = &world.records[id];
+    let earlier = world.names[record.name].records.iter().take_while(|other| **other < id);
+    earlier.map(|other| &world.records[*other]).any(|other| {
+        other.message == record.message && !other.is_conflict && other.collected_by.is_some()
+    })
+}
+
 /// Whether a delivered message has a record that comes before this one.
 fn has_ended(world: &World<'_>, (message, at): (MessageId, usize), before: RecordId) -> bool {
     let commit = world.records[before].commit;
@@ -162,4 +175,14 @@ fn has_ended(world: &World<'_>, (message, at): (MessageId, usize), before: Recor
         // The order of what watermarks pass is not known within a commit.
         id < before || (record.message.is_none() && record.commit == commit)
     })
+}
+
+/// The same, or it is in another block of the same commit: which of the two came first is not known.
+fn may_have_ended(world: &World<'_>, (message, at): (MessageId, usize), before: RecordId) -> bool {
+    let other = &world.records[before];
+    let class = other.message.and_then(|message| world.messages[message].class);
+    let in_other_block = world.messages[message].class != class;
+    has_ended(world, (message, at), before)
+        || (in_other_block
+            && world.records_since(message, at).any(|(_, record)| record.commit == other.commit))
 }

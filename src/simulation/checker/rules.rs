@@ -13,6 +13,8 @@ pub struct Rules {
     pub queues: Vec<QueueRules>,
     /// What the history shows.
     pub sees: Sees,
+    /// Whether intake may stop because the store is full: then not all that is delivered is taken in.
+    pub may_be_full: bool,
     /// How long a frame of the worker may be under way to the broker: what it wrote before it was told of a failure
     /// arrives until then.
     pub frame_ms: u64,
@@ -31,6 +33,10 @@ pub struct QueueRules {
     pub max_attempts: u32,
     /// How long a record is kept, from its commit.
     pub retention_ms: u64,
+    /// The same for messages of a class of their own.
+    pub retention_ms_by: Vec<(Arc<str>, u64)>,
+    /// The breaker opens when so many different messages have failed in a row; `None` if there is none.
+    pub breaker_failures: Option<u32>,
     /// What another body under a known id gets.
     pub on_conflict: OnConflict,
     /// What a message gets whose record has expired.
@@ -51,7 +57,9 @@ impl QueueRules {
             queue: queue.into(),
             dead_letter: format!("{queue}.dead").into(),
             max_attempts: 10,
+            breaker_failures: None,
             retention_ms: 7 * 24 * 60 * 60 * 1000,
+            retention_ms_by: Vec::new(),
             on_conflict: OnConflict::default(),
             on_expired: OnExpired::default(),
             on_unroutable: OnUnroutable::default(),

@@ -1,4 +1,4 @@
-//! Acks: P1 (only what is durable and confirmed), P9 (each tag once, on its own channel), P17 (within the prefetch).
+//! Acks: P1 (only what is durable and confirmed) and P9 (each tag once, on its own channel).
 
 use super::super::history::Event;
 use super::world::{Now, World};
@@ -30,9 +30,6 @@ impl Judge for Settle {
                 let what = format!("the broker refuses an ack of tag {tag} of channel {channel}");
                 report.broken(Predicate::P9, what);
             }
-            Event::Delivered { channel, tag, .. } => {
-                within_prefetch(world, now, (*channel, *tag), report)
-            }
             _ => {}
         }
     }
@@ -52,21 +49,4 @@ fn legality(world: &World<'_>, now: &Now<'_>, (channel, tag): (u64, u64), report
     };
     let what = format!("an ack of tag {tag} of channel {channel}, but {why}");
     report.broken(Predicate::P9, what);
-}
-
-fn within_prefetch(
-    world: &World<'_>,
-    now: &Now<'_>,
-    (channel, tag): (u64, u64),
-    report: &mut Report<'_>,
-) {
-    let Some(row) = now.channel.map(|id| &world.channels[id]) else { return };
-    let (unacked, prefetch) = (row.unacked.len(), usize::from(row.prefetch));
-    // 0 is no limit, to a broker.
-    if unacked > prefetch {
-        let what = format!(
-            "with tag {tag}, {unacked} deliveries are under way on channel {channel}, prefetch {prefetch}"
-        );
-        report.broken(Predicate::P17, what);
-    }
 }

@@ -43,6 +43,22 @@ impl Judge for States {
     }
 }
 
+/// Keys whose messages lie in blocks of several classes of one commit: their order in it is not known.
+#[derive(Default)]
+struct Mixed<'h> {
+    seen: Vec<(KeyId, Option<&'h str>)>,
+    keys: Vec<KeyId>,
+}
+
+impl<'h> Mixed<'h> {
+    fn see(&mut self, key: KeyId, class: Option<&'h str>) {
+        if self.seen.iter().any(|(other, of)| *other == key && *of != class) {
+            self.keys.push(key);
+        }
+        self.seen.push((key, class));
+    }
+}
+
 impl States {
     fn commit(&mut self, world: &World<'_>, id: CommitId, report: &mut Report<'_>) {
         if !world.rules().sees.has_effects() {
@@ -50,6 +66,7 @@ impl States {
         }
         let commit = &world.commits[id];
         let mut made: Vec<(KeyId, Option<State>)> = Vec::new();
+        let mut mixed = Mixed::default();
         for record in commit.records.clone().map(|record| &world.records[record]) {
             let Some(message) = record.message else {
                 for message in &world.names[record.name].messages {
@@ -63,6 +80,7 @@ impl States {
             let has_state = row.rules.is_some_and(|rules| rules.has_model_state);
             let is_new = *record.ended == Ended::Done && !record.is_conflict && !record.is_carried;
             let Some(key) = row.key.filter(|_| has_state && is_new) else { continue };
+            mixed.see(key, row.class);
             let state = self.keys.row_or_default(key);
             state.ahead = match Touch::of(row.fingerprint) {
                 Touch::Keeps => continue,
@@ -72,10 +90,15 @@ impl States {
             made.retain(|(other, _)| *other != key);
             made.push((key, state.ahead));
         }
-        for (key, state) in &made {
+        for (key, state) in &mut made {
             let name = world.key_text(*key);
             let written = commit.written.states.iter().rfind(|(written, _)| &**written == name);
-            if !self.keys.row_or_default(*key).is_unordered {
+            let row = self.keys.row_or_default(*key);
+            if mixed.keys.contains(key) {
+                let bytes = written.and_then(|(_, bytes)| bytes.as_deref());
+                *state = bytes.and_then(State::from_bytes);
+                row.ahead = *state;
+            } else if !row.is_unordered {
                 has_made(commit.number, name, *state, written, report);
             }
         }

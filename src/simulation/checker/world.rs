@@ -31,6 +31,8 @@ pub(super) struct Now<'h> {
     pub(super) event: &'h Event,
     /// Of `Accepted`, `Delivered`, `Run` and `End`.
     pub(super) message: Option<MessageId>,
+    /// Of `Delivered`: the key that the message has in that queue.
+    pub(super) key: Option<KeyId>,
     /// Of events of channels, if it is known.
     pub(super) channel: Option<ChannelId>,
     /// What an ack covers, or what a channel that closed gave back.
@@ -58,9 +60,30 @@ pub(super) struct Message<'h> {
     pub(super) name_id: NameId,
     pub(super) fingerprint: u64,
     pub(super) key: Option<KeyId>,
+    /// Of the queue in which it was seen first, or last ran.
     pub(super) rules: Option<&'h QueueRules>,
+    /// Of the other queues in which it was seen: those that share its ids.
+    pub(super) others: Vec<&'h QueueRules>,
+    /// The class of retention that it names.
+    pub(super) class: Option<&'h str>,
     pub(super) has_id: bool,
     pub(super) delivered: Option<usize>,
+}
+
+impl<'h> Message<'h> {
+    /// Of all queues in which it was seen.
+    pub(super) fn all_rules(&self) -> impl Iterator<Item = &'h QueueRules> {
+        self.rules.into_iter().chain(self.others.iter().copied())
+    }
+
+    /// How long a record of it is kept; `None` if nobody knows.
+    pub(super) fn retention_ms(&self) -> Option<u64> {
+        let rules = self.rules?;
+        // One without an id is on record for people only.
+        let class = self.class.filter(|_| self.has_id);
+        let of_class = rules.retention_ms_by.iter().find(|(name, _)| Some(&**name) == class);
+        Some(of_class.map_or(rules.retention_ms, |(_, retention_ms)| *retention_ms))
+    }
 }
 
 /// A worker's process.
@@ -70,6 +93,8 @@ pub(super) struct Life {
     pub(super) opened: Option<usize>,
     pub(super) ended: Option<usize>,
     pub(super) failed_ms: Option<u64>,
+    /// Since when its store is as large as it may be.
+    pub(super) full_ms: Option<u64>,
     /// Entry and time.
     pub(super) drain: Option<(usize, u64)>,
 }
@@ -122,6 +147,7 @@ impl<'h> World<'h> {
             at_ms: entry.at_ms,
             event: &entry.event,
             message: None,
+            key: None,
             channel: None,
             tags: Vec::new(),
             commit: None,
@@ -133,13 +159,15 @@ impl<'h> World<'h> {
             Event::Run { seen, .. } => {
                 let message = self.seen(seen);
                 self.names[self.messages[message].name_id].last_run = Some(at);
-                // A message of several queues has the key of the one in which it runs.
+                // A message of several queues has key and rules of the one in which it runs.
                 self.messages[message].key = self.key(seen);
+                self.runs_in(message, &seen.queue);
                 now.message = Some(message);
             }
-            Event::Consuming { life, channel, prefetch, .. } => {
+            Event::Consuming { life, queue, channel, prefetch } => {
                 let row = Channel {
                     number: *channel,
+                    queue: queue.clone(),
                     life: *life,
                     prefetch: *prefetch,
                     unacked: Vec::new(),
@@ -153,7 +181,7 @@ impl<'h> World<'h> {
             Event::Delivered { channel, tag, seen, .. } => {
                 let message = self.seen(seen);
                 self.messages[message].delivered.get_or_insert(at);
-                now.message = Some(message);
+                (now.message, now.key) = (Some(message), self.key(seen));
                 now.channel = self.channel(*channel);
                 if let Some(id) = now.channel {
                     let row = &mut self.channels[id];
@@ -200,6 +228,9 @@ impl<'h> World<'h> {
             Event::Drain { life } => {
                 self.life(*life).drain.get_or_insert((at, entry.at_ms));
             }
+            Event::Full { life, is_full } => {
+                self.life(*life).full_ms = is_full.then_some(entry.at_ms);
+            }
             Event::Called { .. } | Event::Returned { .. } | Event::AtRest => {}
         }
         now
@@ -215,13 +246,28 @@ impl<'h> World<'h> {
             self.alias(seen);
         }
         let id = self.message(&seen.name, seen.fingerprint);
+        let rules = self.rules.queues.iter().find(|rules| rules.queue == seen.queue);
         if self.messages[id].rules.is_none() {
-            let rules = self.rules.queues.iter().find(|rules| rules.queue == seen.queue);
             let key = self.key(seen);
             let row = &mut self.messages[id];
             (row.rules, row.key, row.has_id) = (rules, key, seen.has_id);
+            row.class = seen.class.as_deref();
+        } else if let Some(rules) = rules
+            && self.messages[id].all_rules().all(|known| known.queue != rules.queue)
+        {
+            self.messages[id].others.push(rules);
         }
         id
+    }
+
+    /// Puts the rules of this queue ahead of those of the others in which the message was seen.
+    fn runs_in(&mut self, message: MessageId, queue: &str) {
+        let row = &mut self.messages[message];
+        if let Some(other) = row.others.iter_mut().find(|rules| &*rules.queue == queue)
+            && let Some(rules) = &mut row.rules
+        {
+            std::mem::swap(rules, other);
+        }
     }
 
     /// Nobody can tell messages without an id apart that have one body: they count as one.
@@ -249,6 +295,8 @@ impl<'h> World<'h> {
             fingerprint,
             key: None,
             rules: None,
+            others: Vec::new(),
+            class: None,
             has_id: true,
             delivered: None,
         };
@@ -273,8 +321,14 @@ impl<'h> World<'h> {
     pub(super) fn life(&mut self, number: u32) -> &mut Life {
         let at = self.lives.iter().find(|(_, life)| life.number == number).map(|(at, _)| at);
         let at = at.unwrap_or_else(|| {
-            let life = Life { number, opened: None, ended: None, failed_ms: None, drain: None };
-            self.lives.push(life)
+            self.lives.push(Life {
+                number,
+                opened: None,
+                ended: None,
+                failed_ms: None,
+                full_ms: None,
+                drain: None,
+            })
         });
         &mut self.lives[at]
     }

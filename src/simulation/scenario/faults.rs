@@ -46,6 +46,7 @@ pub(super) fn draw(rng: &mut fastrand::Rng, queues: &[QueuePlan], until_ms: u64)
     let disk = DiskWeather {
         sync_ms_max: rng.choice([0, 2, 30]).unwrap_or_default(),
         slow_one_in: if rng.u8(0..4) == 0 { 20 } else { u64::MAX },
+        size_bytes_max: if rng.u8(0..6) == 0 { rng.u64(2_000..12_000) } else { u64::MAX },
     };
     Faults { actions, strikes, pauses_ms, weather, disk }
 }

@@ -1,7 +1,7 @@
 //! What producers send in a run, and when: new messages, twins, other bodies under known ids, and what has no use.
 
 use super::Action;
-use super::queues::{BODY_BYTES_MAX, QueuePlan, REPLIES};
+use super::queues::{BODY_BYTES_MAX, CLASS_HEADER, CLASSES, QueuePlan, REPLIES};
 use crate::identity::{ID_BYTES_MAX, OnMissingId, Scope};
 use crate::message::{Message, Properties};
 
@@ -32,9 +32,9 @@ pub(super) fn draw(
         }
         if rng.u64(0..100) < twin_percent {
             for twin in 0..rng.u64(1..3) {
-                let mut again = message.clone();
+                let (mut again, to) = elsewhere(rng, queues, plan, &message);
                 // Without an id it is none: its body tells which one it is.
-                if !has_id(plan, &again) {
+                if !has_id(plan, &again) || !has_id(to, &again) {
                     again.body = format!("{number}, {twin} again").into();
                 }
                 let after_ms = if rng.bool() { rng.u64(0..60) } else { rng.u64(0..TWIN_MS_MAX) };
@@ -42,7 +42,7 @@ pub(super) fn draw(
             }
         }
         if rng.u64(0..100) < odd_percent && !plan.is_numbered && has_id(plan, &message) {
-            let mut other = message.clone();
+            let (mut other, _) = elsewhere(rng, queues, plan, &message);
             other.body = format!("another {number}").into();
             let after_ms = if rng.bool() { rng.u64(0..60) } else { rng.u64(0..TWIN_MS_MAX) };
             actions.push((at_ms + after_ms, publish(other)));
@@ -50,6 +50,19 @@ pub(super) fn draw(
         actions.push((at_ms, publish(message)));
     }
     actions
+}
+
+/// The message once more: at times in another queue, if the queues share ids.
+fn elsewhere<'a>(
+    rng: &mut fastrand::Rng,
+    queues: &'a [QueuePlan],
+    plan: &'a QueuePlan,
+    message: &Message,
+) -> (Message, &'a QueuePlan) {
+    let is_shared = plan.options.identity.scope != Scope::Queue;
+    let other = (is_shared && rng.bool()).then(|| rng.usize(..queues.len()));
+    let to = other.and_then(|at| queues.get(at)).unwrap_or(plan);
+    (Message { routing_key: to.options.queue.clone(), ..message.clone() }, to)
 }
 
 /// Whether it has an id that can be used.
@@ -85,6 +98,10 @@ fn message(rng: &mut fastrand::Rng, plan: &QueuePlan, number: usize, keys: u64) 
     }
     if matches!(plan.options.identity.scope, Scope::Header(_)) && rng.u8(0..20) > 0 {
         headers.insert("tenant".to_owned(), format!("t{}", rng.u8(0..2)).into());
+    }
+    if plan.options.retention_by.is_some() && rng.bool() {
+        let class = rng.choice(CLASSES).unwrap_or_default();
+        headers.insert(CLASS_HEADER.to_owned(), class.into());
     }
     if plan.replies && rng.u8(0..4) > 0 {
         let queue = if rng.u8(0..8) == 0 { "nowhere" } else { REPLIES };

@@ -37,6 +37,9 @@ pub(crate) trait Script: Send + Sync {
     /// Its sync is over.
     fn fate(&self) -> Fate;
 
+    /// The worker asks how large its files are, and is told this; so much of it is in blocks. The disk is locked.
+    fn sized(&self, bytes: u64, in_blocks: u64);
+
     /// The fate has come to pass, and nobody else has been told.
     fn ended(&self, fate: Fate);
 }

@@ -1,6 +1,6 @@
 //! What is sent and called: the published part of P4, P10, P11 and P14.
 
-use super::super::super::history::{Event, Letter, Written};
+use super::super::super::history::{Call, Event, Letter, Written};
 use super::super::Predicate;
 use super::story::{Story, done, message, sending};
 use crate::options::OnUnroutable;
@@ -149,7 +149,13 @@ fn calls(keys: &[&str], has_result: bool) -> Story {
             story.makes_durable(Written { steps, ..Written::default() });
         }
         let (life, name, step) = (1, "orders/a".into(), "card".into());
-        story.put(Event::Called { life, name, step, effect_key: (*key).into() });
+        story.put(Event::Called {
+            life,
+            name,
+            step,
+            effect_key: (*key).into(),
+            call: Call::Repeatable,
+        });
     }
     story
 }

@@ -27,6 +27,7 @@ pub(super) fn message(id: &str, key: Option<&str>) -> Seen {
         queue: "orders".into(),
         name: format!("orders/{id}").into(),
         key: key.map(|key| format!("orders/{key}").into()),
+        class: None,
         fingerprint,
         has_id: true,
         copy: model::hash(&[b"copy", id.as_bytes()]),
@@ -122,7 +123,7 @@ impl Story {
 
     pub(super) fn ends(&mut self, seen: &Seen, attempt: u32, ended: RunEnd) {
         let (life, seen) = (self.life, seen.clone());
-        self.put(Event::End { life, seen, attempt, ended });
+        self.put(Event::End { life, seen, attempt, batch: None, ended });
     }
 
     /// Gives the number of the commit.
