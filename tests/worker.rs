@@ -542,6 +542,38 @@ async fn a_drain_begins_no_run_whose_attempt_is_on_its_way_to_the_disk_and_count
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_does_not_end_a_message_by_the_limit_of_another_queue() {
+    let mut world = World::new();
+    world.options.identity.scope = Scope::Global;
+    let mut other = world.options.clone();
+    (other.queue, other.dead_letter) = ("other".to_owned(), "other.dead".to_owned());
+    other.retry.max_attempts = NonZeroU32::MIN;
+    world.broker.declare("other");
+    world.publish("a", "k", "fail 5");
+    let worker = world.worker().queue_with(world.options.clone(), world.recorder.clone());
+    let worker = worker.queue_with(other, world.recorder.clone());
+    let (stop, stopped) = oneshot::channel();
+    let drained = worker.run_until(async { drop::<Result<(), _>>(stopped.await) });
+    let twin = async {
+        sleep(Duration::from_millis(100)).await;
+        let properties = Properties { message_id: Some("a".to_owned()), ..Properties::default() };
+        assert!(world.broker.publish(Message {
+            routing_key: "other".to_owned(),
+            properties,
+            body: "fail 5".into(),
+            ..Message::default()
+        }));
+        sleep(Duration::from_millis(700)).await;
+        stop.send(()).expect("the worker runs");
+    };
+    let (drained, ()) = tokio::join!(drained, twin);
+    drained.expect("a clean drain");
+    assert!(!world.recorder.runs().is_empty());
+    assert_eq!(world.broker.take_all("other.dead").len(), 0);
+    assert_eq!([QUEUE, "other"].map(|queue| world.broker.depth(queue)), [(1, 0), (1, 0)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_a_retry_and_keeps_its_count() {
     let world = World::new();
     world.publish("a", "k", "fail 5");

@@ -171,6 +171,11 @@ async fn work_off(
         && !planted::is(Bug::SharedIdentityNotLocked)
     {
         message.shared = Some(Box::pin(locks.lock(message.identity)).await);
+        // A drain lets go of whoever held it: what that one had begun is not for this queue to end.
+        if queue.is_leaving() {
+            queue.release(message.identity);
+            return Ok(());
+        }
     }
     let (recorded, verdict) = judge_with_its_death(queue, &message).await?;
     match verdict {

@@ -5,6 +5,7 @@
 mod broker;
 mod cast;
 pub mod checker;
+mod copies;
 mod handler;
 pub mod history;
 mod log;

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::copies::{copy_of, is_whole, sent_as};
 use super::handler;
 use super::history::{Ended, KeyName, Letter, Name, Recorded, Seen, Written};
-use super::model;
 use crate::broker::OUTGOING_ID_HEADER;
 use crate::identity::{Fingerprint, HashKey, Identity, Resolver, Scope, outgoing_id};
 use crate::message::{HeaderValue, Message, escape};
@@ -263,46 +263,4 @@ fn tenant(message: &Message, scope: &Scope) -> String {
     let Scope::Header(header) = scope else { return String::new() };
     let value = message.properties.headers.get(header).and_then(HeaderValue::as_str);
     format!("tenant {}", value.unwrap_or_default())
-}
-
-/// By which a reader knows a message of the worker again.
-pub(super) fn sent_as(message: &Message) -> Arc<str> {
-    let own = message.properties.headers.get(OUTGOING_ID_HEADER).and_then(HeaderValue::as_str);
-    own.or(message.properties.message_id.as_deref()).unwrap_or_default().into()
-}
-
-/// The header that says which copy it is, put there when it comes into a queue.
-const COPY_HEADER: &str = "sim-copy";
-
-/// Marks a message as this copy.
-pub(super) fn mark(message: &mut Message, copy: u64) {
-    message.properties.headers.insert(COPY_HEADER.to_owned(), HeaderValue::UInt(copy));
-}
-
-/// Which copy it is.
-fn copy_of(message: &Message) -> Option<u64> {
-    match message.properties.headers.get(COPY_HEADER) {
-        Some(HeaderValue::UInt(copy)) => Some(*copy),
-        _ => None,
-    }
-}
-
-/// Whether all of the original is in the dead letter.
-fn is_whole(letter: &Message, original: &Message) -> bool {
-    let (there, were) = (&letter.properties.headers, &original.properties.headers);
-    let has_all = were.iter().all(|(name, value)| there.get(name) == Some(value));
-    let mut properties = letter.properties.clone();
-    properties.headers.clone_from(were);
-    has_all && properties == original.properties && letter.body == original.body
-}
-
-/// A hash of all of a message.
-pub(super) fn hash_of(message: &Message) -> u64 {
-    let properties = format!("{:?}", message.properties);
-    model::hash(&[
-        message.exchange.as_bytes(),
-        message.routing_key.as_bytes(),
-        properties.as_bytes(),
-        &message.body,
-    ])
 }

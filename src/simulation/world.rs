@@ -106,8 +106,7 @@ impl World {
         self.stage.network.declare(SINKS[1], Kind::Classic);
         // A limit that is raised is told to a worker by starting it again.
         if had_limit {
-            self.drain().await;
-            self.start_again().await;
+            self.act(Action::Drain).await;
         }
     }
 

@@ -8,8 +8,8 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::super::copies;
 use super::super::history::Event;
-use super::super::names;
 use super::network::{Frame, Inner, Network};
 use super::queues::Kind;
 use super::routes::{Counts, Way};
@@ -63,13 +63,13 @@ impl Network {
         if way == Way::Refused {
             return Published::Refused;
         }
-        let id = names::sent_as(message);
+        let id = copies::sent_as(message);
         let to = if way == Way::Queue { vec![Arc::clone(&queue)] } else { Vec::new() };
         self.log.put(Event::Published {
             life,
             answers: self.names.answered(&id),
             id,
-            body: names::hash_of(message),
+            body: copies::hash_of(message),
             to,
             letter: self.names.letter(message),
         });
@@ -85,7 +85,7 @@ impl Network {
         let copy = inner.copies;
         inner.copies += 1;
         let mut marked = Message::clone(message);
-        names::mark(&mut marked, copy);
+        copies::mark(&mut marked, copy);
         let marked = Arc::new(marked);
         let seen = self.names.see(queue, &marked, copy);
         if let Some(seen) = &seen {
@@ -205,7 +205,7 @@ impl PublishChannel for Channel {
             crate::failpoint::reached(crate::failpoint::Point::Published);
             let answers = answer.await.map_err(|_| lost("connection reset"))?;
             for (message, answer) in batch.iter().zip(&answers) {
-                let (life, id) = (self.life, names::sent_as(message));
+                let (life, id) = (self.life, copies::sent_as(message));
                 let told = match answer {
                     Published::Confirmed => Event::Confirmed { life, id },
                     _ => Event::Returned { life, id },

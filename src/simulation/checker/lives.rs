@@ -105,19 +105,20 @@ impl Lives {
     /// What was finished on a channel that the worker closes.
     fn left(&self, world: &World<'_>, now: &Now<'_>, channel: ChannelId, report: &mut Report<'_>) {
         let row = &world.channels[channel];
-        let life = world.known_life(row.life);
+        let life = world.known_life(row.life).filter(|life| life.failed_ms.is_none());
+        let Some((_, drain_ms)) = life.and_then(|life| life.drain) else { return };
         // What a full store has not taken in is not finished with its twin.
-        let is_draining = !world.rules().may_be_full
-            && life.is_some_and(|life| life.drain.is_some() && life.failed_ms.is_none());
-        if !is_draining || !world.rules().sees.has_effects() {
+        if world.rules().may_be_full || !world.rules().sees.has_effects() {
             return;
         }
-        for tag in &now.tags {
+        let frame_ms = world.rules().frame_ms;
+        // Nor is what has arrived in the drain.
+        let is_in = |tag: &&Tag| world.at_ms(tag.at).saturating_add(frame_ms) <= drain_ms;
+        for tag in now.tags.iter().filter(is_in) {
             let queue = world.queue_number(&row.queue);
-            let is_finished =
-                self.finished(world, (row.life, queue), tag).is_some_and(|finished| {
-                    world.at_ms(finished).saturating_add(world.rules().frame_ms) < now.at_ms
-                });
+            let is_finished = self
+                .finished(world, (row.life, queue), tag)
+                .is_some_and(|finished| world.at_ms(finished).saturating_add(frame_ms) < now.at_ms);
             if is_finished && !world.is_contested(tag.message) {
                 let text = world.tag_text(row.number, tag);
                 let what =

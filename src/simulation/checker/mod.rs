@@ -15,6 +15,7 @@ mod intake;
 mod known;
 mod letters;
 mod lives;
+mod messages;
 mod once;
 mod order;
 mod outbox;

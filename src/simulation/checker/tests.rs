@@ -3,6 +3,7 @@
 mod ends;
 mod lives;
 mod order;
+mod protect;
 mod sends;
 mod story;
 
