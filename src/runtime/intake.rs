@@ -8,13 +8,13 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::prefetch::Prefetch;
 use super::queue::Queue;
 use crate::planted::{self, Bug};
+use crate::store::Fullness;
 
 /// How often RabbitMQ looks for deliveries past its limit.
 const BROKER_TICK: Duration = Duration::from_secs(60);
@@ -22,7 +22,9 @@ const BROKER_TICK: Duration = Duration::from_secs(60);
 /// What a queue takes in.
 pub(crate) struct Intake {
     queue: Arc<Queue>,
-    full: watch::Receiver<bool>,
+    fullness: Arc<Fullness>,
+    /// As it was when somebody looked.
+    seen_full: bool,
     prefetch: Prefetch,
     oldest: Age,
     /// Name in [`crate::Health`].
@@ -33,7 +35,8 @@ impl Intake {
     pub(crate) fn new(queue: Arc<Queue>) -> Self {
         let options = &queue.options;
         Self {
-            full: queue.store.full(),
+            fullness: queue.store.fullness(),
+            seen_full: false,
             prefetch: Prefetch::new(options.prefetch, options.in_flight_bytes_max),
             oldest: Age::Young,
             part: format!("queue {} deliveries", queue.name),
@@ -47,7 +50,7 @@ impl Intake {
     }
 
     pub(crate) fn store_is_full(&self) -> bool {
-        *self.full.borrow()
+        self.fullness.is_full()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -60,7 +63,8 @@ impl Intake {
     /// Cancel-safe.
     pub(crate) async fn changed(&mut self) {
         tokio::select! {
-            _ = self.full.changed() => {}
+            biased;
+            is_full = self.fullness.changed_from(self.seen_full) => self.seen_full = is_full,
             () = self.queue.in_flight.fits_again() => {}
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::identity::{HashKey, Identity};
@@ -94,6 +94,7 @@ use self::index::Index;
 use self::mirror::Mirror;
 use self::outgoing::Unconfirmed;
 use self::record::Location;
+pub(crate) use self::size::Fullness;
 use self::state::States;
 pub(crate) use self::watermark::Watermark;
 use self::watermark::Watermarks;
@@ -146,7 +147,7 @@ struct Shared {
     /// The id of the next spilled value.
     next_spilled: AtomicU64,
     cut_off: CutOff,
-    full: watch::Sender<bool>,
+    full: Arc<Fullness>,
     failed: AtomicBool,
 }
 
@@ -206,8 +207,8 @@ impl Store {
     }
 
     /// Whether it is over its size limit: then nothing new is taken in.
-    pub(crate) fn full(&self) -> watch::Receiver<bool> {
-        self.shared.full.subscribe()
+    pub(crate) fn fullness(&self) -> Arc<Fullness> {
+        Arc::clone(&self.shared.full)
     }
 
     /// Whether nothing becomes durable any more, after a failed write or with the committer's end: then nothing runs

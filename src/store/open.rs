@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::backend::{BATCH_OPS_MAX, Backend, Batch, StoreError};
 use super::committed::Committed;
@@ -63,7 +63,6 @@ impl Store {
         let garbage = opening.spilled(&rows, &unconfirmed, (&index, &mut journal)).await?;
         failpoint::reached(Point::Opening);
 
-        let (full, _) = watch::channel(false);
         let shared = Arc::new(Shared {
             path: options.path.clone(),
             backend: opening.backend,
@@ -78,7 +77,7 @@ impl Store {
             ghosts,
             next_spilled: AtomicU64::new(meta.epoch << 32),
             cut_off: CutOff::default(),
-            full,
+            full: Arc::default(),
             failed: AtomicBool::new(false),
         });
         let (commits, waiting) = mpsc::channel(COMMITS_WAITING_MAX);

@@ -2,6 +2,9 @@
 //!
 //! Looked at by the committer now and then. Removes nothing: what has expired leaves by itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -10,6 +13,42 @@ use super::committer::Committer;
 
 /// Size of sled's files over the rows in them, at worst; measured by `cargo bench --bench store`.
 const DISK_OVERHEAD: u64 = 2;
+
+/// Whether the store is full, for those who stop their intake then.
+///
+/// They are woken in the order in which they began to wait; `tokio::sync::watch` wakes them in any order, and then a
+/// seed of the simulation would have more than one history.
+#[derive(Debug, Default)]
+pub(crate) struct Fullness {
+    is_full: AtomicBool,
+    changed: Notify,
+}
+
+impl Fullness {
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    fn set(&self, is_full: bool) {
+        self.is_full.store(is_full, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until it is no longer as it was seen; gives how it is.
+    ///
+    /// Cancel-safe.
+    pub(crate) async fn changed_from(&self, seen: bool) -> bool {
+        loop {
+            // Made before the look, so that no change falls in between.
+            let changed = self.changed.notified();
+            let is_full = self.is_full();
+            if is_full != seen {
+                return is_full;
+            }
+            changed.await;
+        }
+    }
+}
 
 impl Committer {
     /// Stops intake before the files pass the limit, and lets it go on when there is room.
@@ -28,7 +67,7 @@ impl Committer {
         self.metrics.index_ids.set(self.shared.index.len() as f64);
         self.metrics.producers.set(self.shared.watermarks.len() as f64);
         let live_bytes = self.journal.live_bytes().saturating_mul(DISK_OVERHEAD);
-        let was_full = *self.shared.full.borrow();
+        let was_full = self.shared.full.is_full();
         let percent = |percent: u64| limit / 100 * percent;
         let is_full = if was_full {
             disk_bytes >= percent(95) && live_bytes >= percent(80)
@@ -46,7 +85,7 @@ impl Committer {
             } else {
                 info!(store_bytes = disk_bytes, "the store has room again, intake goes on");
             }
-            self.shared.full.send_replace(is_full);
+            self.shared.full.set(is_full);
         }
         Ok(())
     }
