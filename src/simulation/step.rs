@@ -57,7 +57,7 @@ impl Player {
         };
         let ask = async |key: String| {
             // It cannot tell at once.
-            if attempt == 2 && !self.is_over() && part.call_takes.as_millis() % 2 == 0 {
+            if attempt == 2 && !self.is_over() && part.call_takes.as_millis().is_multiple_of(2) {
                 return Ok(Asked::Unknown);
             }
             if self.other_side.lock().contains(&key) {
