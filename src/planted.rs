@@ -65,6 +65,8 @@ pub enum Bug {
     SharedIdentityNotLocked,
     /// All messages of a queue are kept for one time, whatever their class is.
     ClassRetentionIgnored,
+    /// More is asked for than the prefetch allows.
+    PrefetchIgnored,
     /// A full store does not stop intake.
     FullStoreTakesIn,
     /// A step that must not be called twice is called before its intent is durable.
@@ -95,7 +97,7 @@ thread_local! {
 #[cfg(feature = "simulation")]
 impl Bug {
     /// Every one of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::AckBeforeSync,
         Self::AckWindowOffByOne,
         Self::MarkBeforeRun,
@@ -125,6 +127,7 @@ impl Bug {
         Self::RunInDrain,
         Self::SharedIdentityNotLocked,
         Self::ClassRetentionIgnored,
+        Self::PrefetchIgnored,
         Self::FullStoreTakesIn,
         Self::IntentNotRecorded,
         Self::AttemptBurntInOutage,

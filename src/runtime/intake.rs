@@ -46,6 +46,9 @@ impl Intake {
 
     /// Most unacknowledged deliveries of the next connection.
     pub(crate) fn prefetch(&self) -> NonZeroU16 {
+        if planted::is(Bug::PrefetchIgnored) {
+            return NonZeroU16::MAX;
+        }
         self.prefetch.current()
     }
 

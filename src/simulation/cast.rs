@@ -66,6 +66,7 @@ pub(super) fn rules(scenario: &Scenario) -> Rules {
         queue: plan.options.queue.as_str().into(),
         dead_letter: plan.options.dead_letter.as_str().into(),
         max_attempts: plan.options.retry.max_attempts.get(),
+        prefetch: plan.options.prefetch.get(),
         breaker_failures: plan.options.breaker.map(|breaker| breaker.failures.get()),
         retention_ms: duration_ms(plan.options.retention),
         retention_ms_by: classes(plan),

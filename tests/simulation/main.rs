@@ -87,7 +87,31 @@ fn unmet(tally: &Tally) -> Vec<String> {
         ("clock jumps", tally.clock_jumps),
         ("collections", tally.collections),
     ];
-    let mut unmet: Vec<String> = Vec::new();
+    // What is counted when it happens only.
+    let named = [
+        "twins",
+        "twins in another queue",
+        "conflicts",
+        "replies",
+        "calls that are cleared",
+        "done",
+        "done by number",
+        "collected records",
+        "runs in batches",
+        "full stores",
+        "room in full stores again",
+        "dead: bad-id",
+        "dead: conflict",
+        "dead: crash-loop",
+        "dead: exhausted",
+        "dead: expired",
+        "dead: in-doubt",
+        "dead: missing-id",
+        "dead: rejected",
+        "dead: too-large",
+    ];
+    let is_unmet = |what: &&str| tally.counted.get(what).is_none_or(|times| *times == 0);
+    let mut unmet: Vec<String> = named.into_iter().filter(is_unmet).map(str::to_owned).collect();
     unmet.extend(plain.iter().filter(|(_, times)| *times == 0).map(|(what, _)| (*what).to_owned()));
     // An ack that the broker refuses is a fault of the worker.
     let counted = tally.counted.iter().filter(|(what, times)| **what != "406" && **times == 0);

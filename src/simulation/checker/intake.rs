@@ -23,6 +23,17 @@ impl Judge for Intake {
             return;
         }
         match (now.event, now.message) {
+            (Event::Consuming { life, queue, prefetch, .. }, _) => {
+                let rules = world.rules().queues.iter().find(|rules| rules.queue == *queue);
+                // 0 is no limit, to a broker.
+                if let Some(rules) = rules.filter(|of| *prefetch == 0 || *prefetch > of.prefetch) {
+                    let limit = rules.prefetch;
+                    let what = format!(
+                        "life {life} consumes {queue} with prefetch {prefetch}, its option is {limit}"
+                    );
+                    report.broken(Predicate::P17, what);
+                }
+            }
             (Event::Delivered { channel, tag, .. }, Some(message)) => {
                 within_prefetch(world, now, (*channel, *tag), report);
                 let life = now.channel.map(|id| world.channels[id].life);
@@ -64,7 +75,6 @@ fn within_prefetch(
 ) {
     let Some(row) = now.channel.map(|id| &world.channels[id]) else { return };
     let (unacked, prefetch) = (row.unacked.len(), usize::from(row.prefetch));
-    // 0 is no limit, to a broker.
     if unacked > prefetch {
         let what = format!(
             "with tag {tag}, {unacked} deliveries are under way on channel {channel}, prefetch {prefetch}"

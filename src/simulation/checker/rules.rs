@@ -31,6 +31,8 @@ pub struct QueueRules {
     pub dead_letter: Arc<str>,
     /// After as many a message is given up; one more is made alone after the end of a process.
     pub max_attempts: u32,
+    /// Most unacknowledged deliveries that the worker may ask for.
+    pub prefetch: u16,
     /// How long a record is kept, from its commit.
     pub retention_ms: u64,
     /// The same for messages of a class of their own.
@@ -57,6 +59,7 @@ impl QueueRules {
             queue: queue.into(),
             dead_letter: format!("{queue}.dead").into(),
             max_attempts: 10,
+            prefetch: 500,
             breaker_failures: None,
             retention_ms: 7 * 24 * 60 * 60 * 1000,
             retention_ms_by: Vec::new(),

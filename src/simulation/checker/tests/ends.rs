@@ -301,6 +301,20 @@ fn more_deliveries_than_the_prefetch_are_found() {
 }
 
 #[test]
+fn a_prefetch_above_the_option_is_found() {
+    for (prefetch, holds) in [(500, true), (501, false), (0, false)] {
+        let mut story = Story::new();
+        story.consumes(prefetch);
+        if holds {
+            story.holds();
+        } else {
+            let what = format!("consumes orders with prefetch {prefetch}, its option is 500");
+            story.breaks(Predicate::P17, &what);
+        }
+    }
+}
+
+#[test]
 fn a_dead_message_is_in_its_dead_letter_queue() {
     let (mut story, a) = (Story::new(), message("a", None));
     story.handles(1, &a);
