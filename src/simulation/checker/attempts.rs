@@ -145,6 +145,8 @@ impl Attempts {
                 if let Some(row) = self.names.row_or_default(record.name).ahead
                     && !record.is_conflict
                     && record.attempts < row.begun
+                    // Of another body that dies unread.
+                    && !(record.attempts == 0 && world.is_contested(message))
                     && !is_forgotten(row, commit.clock_ms)
                 {
                     let what = format!(
