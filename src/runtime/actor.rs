@@ -4,8 +4,7 @@
 //! still syncs, because commits are durable in the order in which they are handed in. An actor never acks: it hands in
 //! commits that settle when they are durable. It keeps nothing of a key when it lets go of it.
 
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use super::duplicate::{self, Unrecorded};
 use super::key_memory::KeyMemory;
 use super::queue::Queue;
 use super::roster::Look;
+use super::thread::{let_others_run, watched};
 use super::verdict::{Verdict, judge, judge_with_its_death};
 use crate::batch::ErasedBatchHandler;
 use crate::handler::AnyHandler;
@@ -71,7 +71,7 @@ async fn work_off_key(
         }
         let now = Instant::now();
         if now.duration_since(*turn) >= TURN {
-            tokio::task::yield_now().await;
+            let_others_run().await;
             *turn = Instant::now();
         }
     }
@@ -93,23 +93,6 @@ async fn work_off_next(
             Box::pin(work_off_together(queue, &**handler, message, memory)).await
         }
     }
-}
-
-/// Tells the queue while the work waits, so that another actor looks for keys.
-async fn watched<T>(queue: &Queue, mut work: Pin<&mut impl Future<Output = T>>) -> T {
-    let mut waits = false;
-    poll_fn(|cx| {
-        if waits {
-            queue.actor_goes_on();
-        }
-        let polled = work.as_mut().poll(cx);
-        waits = polled.is_pending();
-        if waits {
-            queue.actor_waits();
-        }
-        polled
-    })
-    .await
 }
 
 async fn work_off_or_release(

@@ -44,6 +44,7 @@ mod run;
 mod settle;
 mod step_rows;
 mod supervisor;
+mod thread;
 mod under_way;
 mod verdict;
 mod window;
