@@ -63,6 +63,7 @@ async fn work_off_key(
     let mut memory = KeyMemory::default();
     let mut next = Some(first);
     while let Some(message) = next {
+        let was_idle = queue.store.commits_waiting() == 0;
         // Pinned here: handed over as it is, it would lie in the task twice.
         let work = pin!(work_off_next(queue, message, &mut memory));
         next = watched(queue, work).await?;
@@ -70,7 +71,9 @@ async fn work_off_key(
             next = queue.next(&key);
         }
         let now = Instant::now();
-        if now.duration_since(*turn) >= TURN {
+        // A committer that this one has woken may have no other thread.
+        let has_woken = was_idle || queue.store.commits_waiting() <= 1;
+        if has_woken || now.duration_since(*turn) >= TURN {
             let_others_run().await;
             *turn = Instant::now();
         }

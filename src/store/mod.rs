@@ -206,6 +206,11 @@ impl Store {
         &self.shared.clock
     }
 
+    /// Commits that the committer has not taken yet.
+    pub(crate) fn commits_waiting(&self) -> usize {
+        self.commits.max_capacity() - self.commits.capacity()
+    }
+
     /// Whether it is over its size limit: then nothing new is taken in.
     pub(crate) fn fullness(&self) -> Arc<Fullness> {
         Arc::clone(&self.shared.full)
