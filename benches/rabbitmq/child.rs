@@ -1,5 +1,6 @@
 //! What a process of its own is told, in its environment.
 
+use std::num::NonZeroU16;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
@@ -38,6 +39,7 @@ pub(crate) struct Serve {
 pub(crate) struct NodeTask {
     pub(crate) url: String,
     pub(crate) queue: String,
+    pub(crate) prefetch: NonZeroU16,
     /// Process id of the Erlang machine, if it runs here.
     pub(crate) pid: Option<String>,
 }

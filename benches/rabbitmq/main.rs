@@ -1,7 +1,7 @@
 //! What does once-only processing cost against what people run instead, and how long does a message take?
 //!
-//! **Drains.** Each subject drains a preloaded queue of persistent messages in a process of its own, with a prefetch of
-//! 500; they take turns, in another order every round. Time runs from the first delivery to the last ack written;
+//! **Drains.** Each subject drains a preloaded queue of persistent messages in a process of its own, with the same
+//! prefetch; they take turns, in another order every round. Time runs from the first delivery to the last ack written;
 //! afterwards the queue must be empty.
 //!
 //! - `lapin-each`, `lapin-multiple`: a bare consumer that forgets everything, one ack a message and one `multiple` ack
@@ -19,9 +19,10 @@
 //! Needs the node of `AMQP_URL`, or starts a private one by `scripts/rabbitmq start`; starts a private Redis by
 //! `scripts/redis start` and stops it. JSON lines on standard output, tables for people on standard error.
 //!
-//! `cargo bench --bench rabbitmq -- [--messages 50000] [--rounds 3] [--queue classic|quorum]
+//! `cargo bench --bench rabbitmq -- [--messages 50000] [--rounds 3] [--queue classic|quorum] [--prefetch 500]
 //! [--only onceward,lapin-multiple,latency] [--latency-seconds 10] [--sustain MINUTES]`
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -53,14 +54,12 @@ use subjects::Subject;
 use support::machine;
 use support::rounds::argument;
 
-/// As a consumer has it by default in `onceward`; the bare ones get the same.
-const PREFETCH: u16 = 500;
-
 /// What the command line asks for.
 struct Plan {
     messages: u64,
     rounds: usize,
     queue: String,
+    prefetch: NonZeroU16,
     only: Vec<String>,
     latency: Duration,
     sustain: Duration,
@@ -74,6 +73,8 @@ impl Plan {
             messages: argument("--messages", 50_000)?,
             rounds: argument("--rounds", 3)?,
             queue: argument("--queue", "classic".to_owned())?,
+            // As a consumer has it by default in `onceward`; the bare ones get the same.
+            prefetch: argument("--prefetch", const { NonZeroU16::new(500).unwrap() })?,
             only: only.map(str::to_owned).collect(),
             latency: Duration::from_secs(argument("--latency-seconds", 10)?),
             sustain: Duration::from_secs(60 * argument("--sustain", 0)?),
@@ -109,7 +110,7 @@ fn main() -> Result<()> {
 }
 
 async fn parent(plan: &Plan) -> Result<()> {
-    let node = Node::start(&plan.queue).await?;
+    let node = Node::start(&plan.queue, plan.prefetch).await?;
     println!("{}", machine::header("rabbitmq", settings(plan))?);
     let mut figures = Figures::new(plan.messages);
     drain_in_turn(plan, &node, plan.subjects(), plan.rounds, &mut figures).await?;
@@ -139,7 +140,7 @@ fn settings(plan: &Plan) -> serde_json::Value {
     json!({
         "messages": plan.messages, "rounds": plan.rounds, "queue": plan.queue,
         "body_bytes": BODY_BYTES, "keys": KEYS, "twins_percent": TWINS_PERCENT,
-        "prefetch": PREFETCH, "latency_s": plan.latency.as_secs(),
+        "prefetch": plan.prefetch, "latency_s": plan.latency.as_secs(),
         "sustain_s": plan.sustain.as_secs(),
     })
 }

@@ -1,5 +1,6 @@
 //! The RabbitMQ node, and the queues that are made on it and deleted again.
 
+use std::num::NonZeroU16;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +25,7 @@ pub(crate) struct Node {
     /// For queues and publishing, with confirms.
     channel: Channel,
     kind: String,
+    prefetch: NonZeroU16,
     queues: AtomicU64,
 }
 
@@ -33,18 +35,24 @@ pub(crate) fn downstream(queue: &str) -> String {
 }
 
 impl Node {
-    /// The node of `AMQP_URL`, or a private one; queues on it are of this kind.
-    pub(crate) async fn start(kind: &str) -> Result<Self> {
+    /// The node of `AMQP_URL`, or a private one; queues on it are of this kind and consumed with this prefetch.
+    pub(crate) async fn start(kind: &str, prefetch: NonZeroU16) -> Result<Self> {
         let (url, pid) = url_and_pid()?;
         let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let kind = kind.to_owned();
-        Ok(Self { url, pid, connection, channel, kind, queues: AtomicU64::new(0) })
+        let queues = AtomicU64::new(0);
+        Ok(Self { url, pid, connection, channel, kind, prefetch, queues })
     }
 
     pub(crate) fn task(&self, queue: &str) -> NodeTask {
-        NodeTask { url: self.url.clone(), queue: queue.to_owned(), pid: self.pid.clone() }
+        NodeTask {
+            url: self.url.clone(),
+            queue: queue.to_owned(),
+            prefetch: self.prefetch,
+            pid: self.pid.clone(),
+        }
     }
 
     /// A channel with confirms on a connection of its own, for one task.

@@ -122,7 +122,7 @@ pub(crate) async fn serve(task: &Serve) -> Result<()> {
     let broker = AmqpBroker::new(AmqpOptions::new(&task.node.url)?);
     let broker = ObservedBroker::new(broker, Arc::clone(&acks));
     let options = Options::with_broker(Arc::new(broker), StoreOptions::new(directory.path()));
-    let mut queue = queue_options(&task.node.queue)?;
+    let mut queue = queue_options(&task.node);
     queue.retention = Duration::from_secs(task.retention_s);
     // A retention has to be longer than all attempts; the handler never fails.
     queue.retry.max_attempts = NonZeroU32::MIN;

@@ -1,6 +1,5 @@
 //! Who drains the queue: bare consumers, consumers that ask Redis, and onceward.
 
-use std::num::NonZeroU16;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,8 +14,7 @@ use onceward::{
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 
-use crate::PREFETCH;
-use crate::child::Drain;
+use crate::child::{Drain, NodeTask};
 use crate::node::downstream;
 use crate::support::recorder::Recorder;
 use crate::watch::{Drained, Watch};
@@ -102,7 +100,7 @@ pub(crate) async fn drain(task: &Drain) -> Result<Drained> {
 async fn consume(task: &Drain) -> Result<(Connection, Channel, Consumer)> {
     let connection = Connection::connect(&task.node.url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    channel.basic_qos(task.node.prefetch.get(), BasicQosOptions::default()).await?;
     let (queue, options) = (task.node.queue.as_str().into(), BasicConsumeOptions::default());
     let consumer = channel.basic_consume(queue, "bench".into(), options, FieldTable::default());
     let consumer = consumer.await?;
@@ -163,7 +161,8 @@ async fn concurrent(task: &Drain) -> Result<Drained> {
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
         anyhow::Ok(handled)
     };
-    let mut handling = std::pin::pin!(deliveries.map(handle).buffer_unordered(PREFETCH.into()));
+    let mut handling =
+        std::pin::pin!(deliveries.map(handle).buffer_unordered(task.node.prefetch.get().into()));
     let (mut acked, mut handled) = (0, 0);
     while let Some(ended) = handling.next().await {
         handled += u64::from(ended?);
@@ -187,11 +186,11 @@ async fn count(count: &mut u64, _: &mut Context, _: Body) -> onceward::Result {
 }
 
 /// What all workers of the bench are told.
-pub(crate) fn queue_options(queue: &str) -> Result<QueueOptions> {
-    let mut queue = QueueOptions::new(queue);
-    queue.prefetch = NonZeroU16::new(PREFETCH).context("a prefetch of 0")?;
+pub(crate) fn queue_options(node: &NodeTask) -> QueueOptions {
+    let mut queue = QueueOptions::new(&node.queue);
+    queue.prefetch = node.prefetch;
     queue.identity.key = vec![Source::Header("x-key".to_owned())];
-    Ok(queue)
+    queue
 }
 
 async fn onceward(
@@ -202,7 +201,7 @@ async fn onceward(
     let recorder = Recorder::install()?;
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let options = Options::new(&task.node.url, directory.path())?;
-    let worker = with_handler(Worker::new(options), queue_options(&task.node.queue)?);
+    let worker = with_handler(Worker::new(options), queue_options(&task.node));
     let syncs = || recorder.histogram("sync_seconds").count();
     let mut drained = None;
     let all_acked = async {

@@ -1,4 +1,4 @@
-//! The actor: it has one key at a time, from the first waiting message to the last, and then takes the next key.
+//! The actor: it has one key at a time, until none of its messages waits or its turn is over, and then takes the next.
 //!
 //! A message is judged by the store, run until it ends, and committed; the next one of the key starts while the disk
 //! still syncs, because commits are durable in the order in which they are handed in. An actor never acks: it hands in
@@ -28,7 +28,7 @@ use crate::options::OnConflict;
 use crate::planted::{self, Bug};
 use crate::store::{Outcome, Reason, Records, StoreError};
 
-/// How long an actor goes on before others get its thread: what it has woken may have no other.
+/// How long an actor goes on before what it has woken gets its thread, which may be the only one, and other keys it.
 const TURN: Duration = Duration::from_micros(200);
 
 /// Works off one key after the other; rests while none is ready, until the drain or until enough others rest.
@@ -53,7 +53,7 @@ pub(crate) async fn run(queue: Arc<Queue>) -> Result<(), StoreError> {
     }
 }
 
-/// Works off the key of `first` until its mailbox is empty.
+/// Works off the key of `first` until its mailbox is empty, or gives it back at the end of the turn if others wait.
 async fn work_off_key(
     queue: &Arc<Queue>,
     first: Box<Admitted>,
@@ -70,10 +70,13 @@ async fn work_off_key(
         if next.is_none() {
             next = queue.next(&key);
         }
-        let now = Instant::now();
         // A committer that this one has woken may have no other thread.
         let has_woken = was_idle || queue.store.commits_waiting() <= 1;
-        if has_woken || now.duration_since(*turn) >= TURN {
+        let is_over = turn.elapsed() >= TURN;
+        if is_over {
+            next = next.and_then(|next| queue.turn_over(next));
+        }
+        if has_woken || is_over {
             let_others_run().await;
             *turn = Instant::now();
         }

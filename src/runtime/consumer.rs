@@ -141,6 +141,7 @@ impl Consumer {
         let generation = self.generation.number;
         let queue = Arc::clone(&self.queue);
         queue.settlements.begin(generation, &queue.metrics);
+        queue.unacked.begin(self.subscription().prefetch.get());
         if self.unreadable < UNREADABLE_MAX {
             info!(
                 queue = &*queue.name, broker = %self.broker.address(), generation,
@@ -160,6 +161,7 @@ impl Consumer {
                     settlements: &queue.settlements,
                     metrics: &queue.metrics,
                     store: &queue.store,
+                    unacked: &queue.unacked,
                     acks,
                     window: AckWindow::default(),
                 };
@@ -253,7 +255,10 @@ impl Consumer {
             if self.intake.is_stopped() {
                 return None;
             }
-            let delivery = deliveries.next().now_or_never()?;
+            let Some(delivery) = deliveries.next().now_or_never() else {
+                self.intake.drained(Instant::now());
+                return None;
+            };
             if let Some(ended) = self.take(delivery) {
                 return Some(ended);
             }
@@ -265,6 +270,7 @@ impl Consumer {
         match delivery {
             Some(Ok(delivery)) => {
                 self.queue.metrics.received.increment(1);
+                self.queue.unacked.received();
                 failpoint::reached(Point::Received);
                 let was_isolated = self.isolated > 0;
                 let random = || fastrand::u128(..).to_le_bytes();

@@ -3,8 +3,9 @@
 //! As many actors are awake as there are threads to run them. While handlers end at once these few work off one ready
 //! key after the other, and no task is made or woken for each message; an actor that waits for something is none of
 //! them, and another one is called in its place. So as long as a key is ready an actor is awake that will look for it.
-//! Those may be held up by handlers that block their threads: each time that a key is seen to be ready for too long one
-//! more may be awake, until an actor finds nothing to do. Knows neither keys nor tasks.
+//! Those may be held up by handlers that block their threads: each time that a key is seen to be ready for too long,
+//! and fewer keys than actors were taken meanwhile, one more may be awake, until an actor finds nothing to do. Knows
+//! neither keys nor tasks.
 
 /// Actors that rest at most; one more ends instead, so that a flood leaves nothing behind.
 pub(crate) const RESTING_MAX: usize = 64;
@@ -23,6 +24,8 @@ pub(crate) struct Crew {
     resting: usize,
     /// Called ones that are not started yet.
     starting: usize,
+    /// Keys taken since relief was last asked for.
+    taken: usize,
     is_dismissed: bool,
 }
 
@@ -40,7 +43,7 @@ pub(crate) enum Call {
 
 impl Crew {
     pub(crate) const fn new(threads: usize) -> Self {
-        Self { threads, extra: 0, awake: 0, resting: 0, starting: 0, is_dismissed: false }
+        Self { threads, extra: 0, awake: 0, resting: 0, starting: 0, taken: 0, is_dismissed: false }
     }
 
     /// A key is ready.
@@ -58,7 +61,13 @@ impl Crew {
     }
 
     /// A key has been ready for too long, whoever is awake.
+    ///
+    /// Where those take keys all the same, there is more to do than threads can, and another actor would not help.
     pub(crate) const fn relieve(&mut self) -> Call {
+        let taken = std::mem::replace(&mut self.taken, 0);
+        if taken >= self.awake && self.awake > 0 {
+            return Call::Nobody;
+        }
         if self.extra < EXTRA_MAX {
             self.extra += 1;
         }
@@ -83,6 +92,11 @@ impl Crew {
     /// Whether an actor that has no key may take one: enough others are awake if not.
     pub(crate) const fn may_look(&self) -> bool {
         self.awake <= self.threads + self.extra
+    }
+
+    /// An actor has taken a key.
+    pub(crate) const fn took(&mut self) {
+        self.taken += 1;
     }
 
     /// An actor that looked for a key found none.
@@ -119,6 +133,7 @@ mod tests {
     enum Act {
         Arrive,
         Relieve,
+        Dismiss,
         /// The actor of this number goes on: it looks, or ends what it works on and looks.
         Step(usize),
         /// It waits, or does not wait any more.
@@ -181,6 +196,12 @@ mod tests {
                         self.answer(call);
                     }
                 }
+                Act::Dismiss => {
+                    self.crew.dismiss();
+                    for actor in self.actors.iter_mut().filter(|of| **of == Actor::Resting) {
+                        *actor = Actor::Awake;
+                    }
+                }
                 Act::Step(number) | Act::Wait(number) if self.actors.is_empty() => {
                     let _ = number;
                 }
@@ -192,6 +213,7 @@ mod tests {
                     if self.crew.may_look() {
                         if self.ready > 0 {
                             self.ready -= 1;
+                            self.crew.took();
                             return;
                         }
                         self.crew.found_none();
@@ -225,19 +247,22 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
 
         #[test]
         fn while_a_key_is_ready_an_actor_is_awake(
-            threads in 1..4usize, acts in prop::collection::vec(act(), 1..400),
+            threads in 1..4usize,
+            acts in prop::collection::vec(act(), 1..400),
+            of_the_drain in prop::collection::vec(act(), 0..50),
         ) {
             let mut model = Model { crew: Crew::new(threads), ready: 0, actors: Vec::new() };
-            for act in acts {
+            for act in acts.into_iter().chain([Act::Dismiss]).chain(of_the_drain) {
                 model.act(act);
                 prop_assert_eq!(model.crew.awake, model.count(Actor::Awake));
                 prop_assert_eq!(model.crew.resting, model.count(Actor::Resting));
                 prop_assert!(model.ready == 0 || model.crew.awake > 0, "{:?}", model.actors);
                 prop_assert!(model.crew.resting <= RESTING_MAX);
+                prop_assert!(model.crew.resting == 0 || !model.crew.is_dismissed);
             }
         }
     }
@@ -260,6 +285,17 @@ mod tests {
         assert!(crew.may_look());
         assert_eq!(crew.call(), Call::Nobody, "as many as threads");
         assert_eq!(crew.take_starting(), 4);
+    }
+
+    #[test]
+    fn nobody_is_called_in_relief_of_actors_that_take_keys() {
+        let mut crew = Crew::new(2);
+        assert_eq!([crew.call(), crew.call()], [Call::New; 2]);
+        crew.took();
+        crew.took();
+        assert_eq!(crew.relieve(), Call::Nobody, "each has taken one");
+        crew.took();
+        assert_eq!(crew.relieve(), Call::New, "one of them has not");
     }
 
     #[test]

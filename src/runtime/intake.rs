@@ -1,8 +1,8 @@
 //! Whether more is taken in from the broker, and how much it may send ahead.
 //!
-//! Intake stops while the store is full, while more bytes are in flight than may be, and while a delivery is so old
-//! that the broker will soon take it back: each ends by itself, and what is in work goes on. Nothing that was taken in
-//! is given back here.
+//! Intake stops while the store is full, while more bytes are in flight than may be, while a delivery is so old that
+//! the broker will soon take it back, and for a moment while many gather: each ends by itself, and what is in work goes
+//! on. Nothing that was taken in is given back here.
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::burst::Bursts;
 use super::prefetch::Prefetch;
 use super::queue::Queue;
 use crate::planted::{self, Bug};
@@ -26,6 +27,7 @@ pub(crate) struct Intake {
     /// As it was when somebody looked.
     seen_full: bool,
     prefetch: Prefetch,
+    bursts: Bursts,
     oldest: Age,
     /// Name in [`crate::Health`].
     part: String,
@@ -38,6 +40,7 @@ impl Intake {
             fullness: queue.store.fullness(),
             seen_full: false,
             prefetch: Prefetch::new(options.prefetch, options.in_flight_bytes_max),
+            bursts: Bursts::new(Instant::now()),
             oldest: Age::Young,
             part: format!("queue {} deliveries", queue.name),
             queue,
@@ -58,22 +61,34 @@ impl Intake {
 
     pub(crate) fn is_stopped(&self) -> bool {
         let is_full = self.store_is_full() && !planted::is(Bug::FullStoreTakesIn);
-        self.oldest == Age::Late || self.queue.in_flight.is_too_much() || is_full
+        self.bursts.rest.is_some()
+            || self.oldest == Age::Late
+            || self.queue.in_flight.is_too_much()
+            || is_full
     }
 
     /// Waits until intake may have changed.
     ///
     /// Cancel-safe.
     pub(crate) async fn changed(&mut self) {
+        let rest = self.bursts.rest;
+        let rested = async {
+            match rest {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             is_full = self.fullness.changed_from(self.seen_full) => self.seen_full = is_full,
             () = self.queue.in_flight.fits_again() => {}
+            () = rested => self.bursts.rested(),
         }
     }
 
     /// A message of so many bytes was taken in; whether the queue is to be consumed anew, with another prefetch.
     pub(crate) fn took(&mut self, bytes: usize) -> bool {
+        self.bursts.took();
         if self.prefetch.took(bytes) {
             let prefetch = self.prefetch().get();
             info!(queue = &*self.queue.name, prefetch, "messages are small again");
@@ -95,6 +110,11 @@ impl Intake {
             );
         }
         lowered
+    }
+
+    /// All that had arrived is taken in.
+    pub(crate) fn drained(&mut self, now: Instant) {
+        self.bursts.drained(now, !self.queue.unacked.is_full());
     }
 
     /// Looks at the oldest delivery of the connection.

@@ -16,8 +16,8 @@ use crate::planted::{self, Bug};
 #[derive(Debug, Default)]
 pub(crate) struct Mailboxes {
     mailboxes: HashMap<ActorKey, VecDeque<Box<Admitted>>>,
-    /// The first message of each key that no actor works on.
-    ready: VecDeque<Box<Admitted>>,
+    /// The first message of each key that no actor works on, and since when.
+    ready: VecDeque<(Instant, Box<Admitted>)>,
 }
 
 impl Mailboxes {
@@ -33,13 +33,18 @@ impl Mailboxes {
                 entry.or_default();
             }
         }
-        self.ready.push_back(message);
+        self.ready.push_back((message.tag.received, message));
         true
     }
 
     /// Takes the key that has been ready for longest, by its first message: it is the caller's now.
     pub(crate) fn take_ready(&mut self) -> Option<Box<Admitted>> {
-        self.ready.pop_front()
+        self.ready.pop_front().map(|(_, first)| first)
+    }
+
+    /// Gives a key back, by its next message, to the end of the line of those that are ready.
+    pub(crate) fn put_back(&mut self, next: Box<Admitted>, now: Instant) {
+        self.ready.push_back((now, next));
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -48,7 +53,7 @@ impl Mailboxes {
 
     /// Whether the first of the ready keys was so then already.
     pub(crate) fn is_ready_since(&self, then: Instant) -> bool {
-        self.ready.front().is_some_and(|first| first.tag.received <= then)
+        self.ready.front().is_some_and(|(since, _)| *since <= then)
     }
 
     /// The next message of the key; `None` lets go of it.
@@ -84,13 +89,13 @@ impl Mailboxes {
                 }
             }
         }
-        for first in std::mem::take(&mut self.ready) {
+        for (since, first) in std::mem::take(&mut self.ready) {
             if first.tag.generation != generation {
-                self.ready.push_back(first);
+                self.ready.push_back((since, first));
                 continue;
             }
             let behind_it = self.next(&first.key);
-            self.ready.extend(behind_it);
+            self.ready.extend(behind_it.map(|next| (since, next)));
             dropped.push(first.identity);
         }
         dropped
@@ -99,6 +104,8 @@ impl Mailboxes {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::runtime::admission::tests::admitted_with_key;
 
@@ -126,6 +133,23 @@ mod tests {
         assert_eq!(tag(mailboxes.take_ready()), Some(3));
         assert_eq!(tag(mailboxes.take_ready()), Some(5));
         assert!(!mailboxes.has_ready());
+    }
+
+    #[test]
+    fn a_key_that_is_given_back_goes_behind_those_that_wait_and_keeps_its_order() {
+        let mut mailboxes = Mailboxes::default();
+        for (number, key) in [(1, "k"), (2, "k"), (3, "other")] {
+            mailboxes.put(message(number, key));
+        }
+        let first = mailboxes.take_ready().expect("the key is ready");
+        let next = mailboxes.next(&first.key).expect("another one waits");
+        let received = next.tag.received;
+        mailboxes.put_back(next, received + Duration::from_secs(1));
+        assert!(!mailboxes.put(message(4, "k")), "it is ready already");
+        assert_eq!(tag(mailboxes.take_ready()), Some(3));
+        assert!(!mailboxes.is_ready_since(received), "it has just been worked on");
+        assert_eq!(tag(mailboxes.take_ready()), Some(2));
+        assert_eq!(tag(mailboxes.next(&first.key)), Some(4));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::mailbox::Mailboxes;
 use super::pace::Pace;
 use super::roster;
 use super::settle::Settlements;
+use super::unacked::Unacked;
 use super::under_way::CommitsUnderWay;
 use crate::clock::duration_ms;
 use crate::effects::Limits;
@@ -66,6 +67,7 @@ pub(crate) struct Queue {
     dispatch: Mutex<Dispatch>,
     /// What `Dispatch::claims` says of bytes.
     pub(crate) in_flight: InFlight,
+    pub(crate) unacked: Unacked,
     /// Deliveries in `Dispatch::readmit`.
     pub(crate) contested: Notify,
     /// Actors are to be started: [`Self::actors_to_start`].
@@ -133,6 +135,7 @@ impl Queue {
             outgoing: Arc::new(Sender::of_messages(&options.queue)),
             letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
             in_flight: InFlight::new(options.in_flight_bytes_max),
+            unacked: Unacked::new(store.clone()),
             gate: Gate::new(&options, Pace::new(&options, draining.clone()), health.clone()),
             permits: Semaphore::new(options.concurrency.get().min(Semaphore::MAX_PERMITS)),
             suspects: Semaphore::new(1),

@@ -25,6 +25,7 @@ impl Queue {
         let mut dispatch = self.lock();
         if dispatch.crew.may_look() {
             if let Some(first) = dispatch.mailboxes.take_ready() {
+                dispatch.crew.took();
                 return Look::At(first);
             }
             dispatch.crew.found_none();
@@ -78,6 +79,17 @@ impl Queue {
     pub(crate) fn dismiss_actors(&self) {
         self.lock().crew.dismiss();
         self.called.close();
+    }
+
+    /// The turn of an actor is over, before this next message of its key: if other keys wait, it gives its own back; if
+    /// not, it gets the message back.
+    pub(crate) fn turn_over(&self, next: Box<Admitted>) -> Option<Box<Admitted>> {
+        let mut dispatch = self.lock();
+        if !dispatch.mailboxes.has_ready() {
+            return Some(next);
+        }
+        dispatch.mailboxes.put_back(next, Instant::now());
+        None
     }
 
     /// The next message of the key; `None` if there is none, and then it is no longer the caller's.

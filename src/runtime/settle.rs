@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::admission::Tag;
 use super::claims::Tags;
+use super::unacked::Unacked;
 use super::window::AckWindow;
 use crate::broker::{AckChannel, BrokerError};
 use crate::failpoint::{self, Point};
@@ -76,6 +77,7 @@ pub(crate) struct Settler<'a> {
     pub(crate) settlements: &'a Settlements,
     pub(crate) metrics: &'a QueueMetrics,
     pub(crate) store: &'a Store,
+    pub(crate) unacked: &'a Unacked,
     pub(crate) acks: Box<dyn AckChannel>,
     pub(crate) window: AckWindow,
 }
@@ -146,6 +148,7 @@ impl Settler<'_> {
             failpoint::reached(Point::AckWritten);
         }
         self.metrics.acked.increment(acked as u64);
+        self.unacked.acked(acked);
         Ok(())
     }
 }

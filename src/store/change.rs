@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::backend::Batch;
+use super::gather::ENOUGH;
 use super::record::{self, Attempts, QueueId, Record};
 use super::rows::{KeyId, OutgoingRow, SharedState, Spilled, StepRow};
 use super::spill::{self, Owner};
@@ -121,6 +122,9 @@ impl Store {
             }
             self.shared.cut_off.leave_with(&mut commit.rows);
             place.send(commit);
+            if self.commits_waiting() >= ENOUGH {
+                self.shared.company.closes();
+            }
         }
     }
 

@@ -1,8 +1,9 @@
 //! The one writer: everything that waits becomes one group, one batch, one sync; then, and only then, it is told.
 //!
-//! No timer and no window to tune: while one group syncs, the next one gathers, so groups grow with load. After a sync
-//! the index learns of the records before anybody is told. After a failure nothing is told any more, and
-//! the waiting commits are dropped. Collection of what has expired rides in the same batches.
+//! No window to tune: while one group syncs, the next one gathers, so groups grow with load; where many commits come it
+//! gathers a little longer (`gather.rs`). After a sync the index learns of the records before anybody is told. After a
+//! failure nothing is told any more, and the waiting commits are dropped. Collection of what has expired rides in the
+//! same batches.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use tracing::warn;
 
 use super::backend::StoreError;
 use super::garbage::Garbage;
+use super::gather::Gathering;
 use super::ghosts::OldestGhosts;
 use super::group::Group;
 use super::journal::{Journal, Note};
 use super::outgoing::outgoing_key;
 use super::pace::Paces;
 use super::record;
+use super::recover::Recovered;
 use super::unfinished::Unfinished;
 use super::{Change, Commit, Persisted, Shared};
 use crate::failpoint::{self, Point};
@@ -40,8 +43,9 @@ const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 /// Writes groups of commits.
 pub(crate) struct Committer {
     pub(super) shared: Arc<Shared>,
-    commits: mpsc::Receiver<Commit>,
-    waiting: VecDeque<Commit>,
+    pub(super) commits: mpsc::Receiver<Commit>,
+    pub(super) gathering: Gathering,
+    pub(super) waiting: VecDeque<Commit>,
     buffer: Vec<Commit>,
     pub(super) journal: Journal,
     pub(super) garbage: Garbage,
@@ -56,16 +60,6 @@ pub(crate) struct Committer {
     note: Note,
     pub(super) opened_at_ms: u64,
     pub(super) metrics: StoreMetrics,
-}
-
-/// What the committer goes on from.
-#[derive(Debug, Default)]
-pub(super) struct Recovered {
-    pub(super) journal: Journal,
-    pub(super) garbage: Garbage,
-    pub(super) oldest_ghosts: OldestGhosts,
-    /// Number of the next block of outgoing messages.
-    pub(super) next_outgoing: u64,
 }
 
 impl std::fmt::Debug for Committer {
@@ -94,6 +88,7 @@ impl Committer {
         Self {
             shared,
             commits,
+            gathering: Gathering::new(now),
             waiting: VecDeque::new(),
             buffer: Vec::new(),
             journal,
@@ -156,6 +151,7 @@ impl Committer {
                     () = tokio::time::sleep(IDLE_INTERVAL) => {}
                 }
                 self.waiting.extend(self.buffer.drain(..));
+                self.gather(stopping).await;
             }
             while self.waiting.len() < COMMITS_WAITING_MAX
                 && let Ok(commit) = self.commits.try_recv()
@@ -241,6 +237,7 @@ impl Committer {
         }
 
         let started = Instant::now();
+        self.gathering.begin(started, told.len());
         if planted::is(Bug::AckBeforeSync) {
             told.drain(..).for_each(|(_, on_persisted)| on_persisted(Persisted(())));
         }

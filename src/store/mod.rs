@@ -25,6 +25,7 @@ mod described;
 mod directory;
 mod encrypted;
 mod garbage;
+mod gather;
 mod ghosts;
 mod group;
 mod index;
@@ -89,6 +90,7 @@ pub(crate) use self::tools::{Met, Reconciliation, is_store};
 
 use self::backend::Backend;
 use self::garbage::CutOff;
+use self::gather::Company;
 use self::ghosts::GhostSet;
 use self::index::Index;
 use self::mirror::Mirror;
@@ -148,6 +150,7 @@ struct Shared {
     next_spilled: AtomicU64,
     cut_off: CutOff,
     full: Arc<Fullness>,
+    company: Company,
     failed: AtomicBool,
 }
 
@@ -209,6 +212,11 @@ impl Store {
     /// Commits that the committer has not taken yet.
     pub(crate) fn commits_waiting(&self) -> usize {
         self.commits.max_capacity() - self.commits.capacity()
+    }
+
+    /// What its committer is to know of the commits that will come.
+    pub(crate) fn company(&self) -> &Company {
+        &self.shared.company
     }
 
     /// Whether it is over its size limit: then nothing new is taken in.

@@ -11,14 +11,16 @@ use tokio::sync::mpsc;
 
 use super::backend::{BATCH_OPS_MAX, Backend, Batch, StoreError};
 use super::committed::Committed;
-use super::committer::{COMMITS_WAITING_MAX, Committer, Recovered};
+use super::committer::{COMMITS_WAITING_MAX, Committer};
 use super::garbage::CutOff;
+use super::gather::Company;
 use super::ghosts::GhostSet;
 use super::index::Index;
 use super::journal::{Journal, Note};
 use super::mirror::Mirror;
 use super::outgoing::Unconfirmed;
 use super::record::{self, Block, FORMAT, Location, Meta, QueueId, QueueRow, Record};
+use super::recover::Recovered;
 use super::{QueueIds, QueueRetention, Shared, Store, StoreOptions, encrypted, engine};
 use crate::failpoint::{self, Point};
 use crate::identity::HashKey;
@@ -78,6 +80,7 @@ impl Store {
             next_spilled: AtomicU64::new(meta.epoch << 32),
             cut_off: CutOff::default(),
             full: Arc::default(),
+            company: Company::default(),
             failed: AtomicBool::new(false),
         });
         let (commits, waiting) = mpsc::channel(COMMITS_WAITING_MAX);

@@ -21,6 +21,16 @@ use super::steps;
 use super::watermark::{self, Marks, MarksRow, Watermarks};
 use crate::identity::Identity;
 
+/// What the committer goes on from.
+#[derive(Debug, Default)]
+pub(super) struct Recovered {
+    pub(super) journal: Journal,
+    pub(super) garbage: Garbage,
+    pub(super) oldest_ghosts: OldestGhosts,
+    /// Number of the next block of outgoing messages.
+    pub(super) next_outgoing: u64,
+}
+
 impl Opening<'_> {
     pub(super) async fn rows(&self) -> Result<Mirror, StoreError> {
         let mut rows = Mirror::default();

@@ -50,6 +50,9 @@ impl Testbed {
     }
 
     /// What workers published into this queue, once per id, in order of first arrival; a dead-letter queue is one too.
+    ///
+    /// The order is the same in each run of a scenario. Only that of one key is a promise: which of two keys goes first
+    /// may change with a version.
     #[must_use]
     pub fn published(&self, queue: &str) -> Vec<Arc<Message>> {
         origin::once_per_id(self.world.arrived(queue, Some(By::Worker)))
