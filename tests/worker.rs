@@ -350,6 +350,37 @@ async fn handlers_that_give_their_threads_away_run_side_by_side_up_to_the_concur
     meet(40, |wait| tokio::task::block_in_place(wait)).await;
 }
 
+/// Its message `b` blocks its thread until everything else is acked.
+struct Waiting(MemoryBroker);
+
+impl Handler<Body> for Waiting {
+    async fn handle(&self, cx: &mut Context, _: Body) -> onceward::Result {
+        if cx.id().to_string() == "b" {
+            let patience = std::time::Instant::now() + Duration::from_secs(20);
+            while self.0.depth(QUEUE) != (0, 1) {
+                assert!(std::time::Instant::now() < patience, "what was done is not acked");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_is_acked_while_a_handler_blocks_its_thread() {
+    for _ in 0..20 {
+        let mut world = World::new();
+        world.options.retry.max_attempts = NonZeroU32::MIN;
+        for id in ["a", "b", "c"] {
+            world.publish(id, id, "");
+        }
+        let waiting = Waiting(world.broker.clone());
+        let worker = world.worker().queue_with(world.options.clone(), waiting);
+        worker.run_until(async { world.settled().await }).await.expect("a clean drain");
+        assert!(world.dead_letters().is_empty());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failing_message_holds_back_its_own_key_only() {
     let world = World::new();

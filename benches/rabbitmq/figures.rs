@@ -21,31 +21,30 @@ struct Figure {
     peak_rss_mib: f64,
 }
 
+#[derive(Default)]
 pub(crate) struct Figures {
-    messages: u64,
     /// In the order of the rounds.
     of: BTreeMap<Subject, Vec<Figure>>,
 }
 
 /// What is divided by what: rates, and CPU of the worker.
-const RATE_RATIOS: [(Subject, Subject); 5] = [
+const RATE_RATIOS: [(Subject, Subject); 7] = [
     (Subject::Onceward, Subject::LapinEach),
     (Subject::Onceward, Subject::LapinMultiple),
     (Subject::Onceward, Subject::LapinConcurrent),
+    (Subject::Onceward, Subject::LapinRedisLoopAlways),
+    (Subject::Onceward, Subject::LapinRedisLoopEverysec),
     (Subject::Onceward, Subject::LapinRedisAlways),
     (Subject::Onceward, Subject::LapinRedisEverysec),
 ];
 const CPU_RATIOS: [(Subject, Subject); 1] = [(Subject::Onceward, Subject::LapinMultiple)];
 
 impl Figures {
-    pub(crate) const fn new(messages: u64) -> Self {
-        Self { messages, of: BTreeMap::new() }
-    }
-
-    pub(crate) fn push(&mut self, subject: Subject, drained: Drained) {
-        let each = |us: u64| us as f64 / self.messages as f64;
+    /// Of a drain of so many messages.
+    pub(crate) fn push(&mut self, subject: Subject, messages: u64, drained: Drained) {
+        let each = |us: u64| us as f64 / messages as f64;
         let figure = Figure {
-            messages_per_s: self.messages as f64 / drained.elapsed_s,
+            messages_per_s: messages as f64 / drained.elapsed_s,
             worker_cpu_us: each(drained.worker_cpu_us),
             broker_cpu_us: drained.broker_cpu_us.map(each),
             redis_cpu_us: drained.redis_cpu_us.map(each),
@@ -53,7 +52,7 @@ impl Figures {
             peak_rss_mib: drained.rss_peak_bytes as f64 / f64::from(1 << 20),
         };
         eprintln!(
-            "{:<20} {:>8.0} messages/s, {:>6.1} us CPU",
+            "{:<25} {:>8.0} messages/s, {:>6.1} us CPU",
             subject.name(),
             figure.messages_per_s,
             figure.worker_cpu_us,
@@ -108,7 +107,7 @@ impl Figures {
 
     fn print_table(&self, ratios: &serde_json::Map<String, Value>) {
         eprintln!(
-            "\n{:<20} {:>10} {:>15} {:>9} {:>9} {:>8} {:>8} {:>8}",
+            "\n{:<25} {:>10} {:>15} {:>9} {:>9} {:>8} {:>8} {:>8}",
             "", "messages/s", "min-max", "worker us", "broker us", "redis us", "syncs/s", "RSS MiB"
         );
         for subject in self.of.keys() {
@@ -122,7 +121,7 @@ impl Figures {
             let rates = self.rounds(*subject, |figure| Some(figure.messages_per_s));
             let rates = rates.unwrap_or_default();
             eprintln!(
-                "{:<20} {:>10.0} {:>15} {:>9} {:>9} {:>8} {:>8} {:>8}",
+                "{:<25} {:>10.0} {:>15} {:>9} {:>9} {:>8} {:>8} {:>8}",
                 subject.name(),
                 rates.median(),
                 format!("{:.0}-{:.0}", rates.min(), rates.max()),

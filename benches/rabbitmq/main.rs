@@ -6,10 +6,12 @@
 //!
 //! - `lapin-each`, `lapin-multiple`: a bare consumer that forgets everything, one ack a message and one `multiple` ack
 //!   every 64. `lapin-concurrent` handles as many messages at once as the prefetch lets through, each with its own ack.
-//! - `lapin-redis-always`, `lapin-redis-everysec`: like `lapin-concurrent`, with a `SET id NX EX` before the ack, in a
-//!   Redis on the same disk that syncs before it answers, or once a second (its default, which forgets up to a second
-//!   of ids in a power cut). It is what many run, and promises less: an id is marked before its handler ran, so a
-//!   crash between the two loses the effect.
+//! - `lapin-redis-loop-always`, `lapin-redis-loop-everysec`: what most people run, a loop that takes a message, asks by
+//!   `SET id NX EX` whether it is new, and acks it; in a Redis on the same disk that syncs before it answers, or once a
+//!   second (its default, which forgets up to a second of ids in a power cut). It promises less: an id is marked
+//!   before its handler ran, so a crash between the two loses the effect. A tenth of the messages.
+//! - `lapin-redis-always`, `lapin-redis-everysec`: the same at its best, as many messages at once as the prefetch lets
+//!   through, in any order.
 //! - `onceward` (a handler that does nothing, every outcome synced before its ack), `onceward-state` (it adds to a
 //!   counter of the message's key) and `onceward-send` (it sends one message on, confirmed before the ack).
 //!
@@ -112,7 +114,7 @@ fn main() -> Result<()> {
 async fn parent(plan: &Plan) -> Result<()> {
     let node = Node::start(&plan.queue, plan.prefetch).await?;
     println!("{}", machine::header("rabbitmq", settings(plan))?);
-    let mut figures = Figures::new(plan.messages);
+    let mut figures = Figures::default();
     drain_in_turn(plan, &node, plan.subjects(), plan.rounds, &mut figures).await?;
     figures.report()?;
     let wants_sustain = !plan.sustain.is_zero();
@@ -163,7 +165,7 @@ async fn drain_in_turn(
                 _ => None,
             };
             let drained = drain(plan, node, subject, redis).await?;
-            figures.push(subject, drained);
+            figures.push(subject, subject.share(plan.messages), drained);
         }
     }
     Ok(())
@@ -178,11 +180,12 @@ async fn drain(
 ) -> Result<watch::Drained> {
     let queue = node.declare().await?;
     let mut mix = Mix::new();
-    node.preload(&queue, &mut mix, plan.messages).await?;
+    let messages = subject.share(plan.messages);
+    node.preload(&queue, &mut mix, messages).await?;
     let task = child::Drain {
         subject,
         node: node.task(&queue),
-        messages: plan.messages,
+        messages,
         distinct: mix.distinct(),
         redis,
     };

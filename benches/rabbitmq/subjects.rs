@@ -30,6 +30,8 @@ pub(crate) enum Subject {
     LapinEach,
     LapinMultiple,
     LapinConcurrent,
+    LapinRedisLoopAlways,
+    LapinRedisLoopEverysec,
     LapinRedisAlways,
     LapinRedisEverysec,
     Onceward,
@@ -38,10 +40,12 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::LapinEach,
         Self::LapinMultiple,
         Self::LapinConcurrent,
+        Self::LapinRedisLoopAlways,
+        Self::LapinRedisLoopEverysec,
         Self::LapinRedisAlways,
         Self::LapinRedisEverysec,
         Self::Onceward,
@@ -54,6 +58,8 @@ impl Subject {
             Self::LapinEach => "lapin-each",
             Self::LapinMultiple => "lapin-multiple",
             Self::LapinConcurrent => "lapin-concurrent",
+            Self::LapinRedisLoopAlways => "lapin-redis-loop-always",
+            Self::LapinRedisLoopEverysec => "lapin-redis-loop-everysec",
             Self::LapinRedisAlways => "lapin-redis-always",
             Self::LapinRedisEverysec => "lapin-redis-everysec",
             Self::Onceward => "onceward",
@@ -65,9 +71,17 @@ impl Subject {
     /// When Redis syncs, if it is asked at all.
     pub(crate) const fn appendfsync(self) -> Option<&'static str> {
         match self {
-            Self::LapinRedisAlways => Some("always"),
-            Self::LapinRedisEverysec => Some("everysec"),
+            Self::LapinRedisLoopAlways | Self::LapinRedisAlways => Some("always"),
+            Self::LapinRedisLoopEverysec | Self::LapinRedisEverysec => Some("everysec"),
             _ => None,
+        }
+    }
+
+    /// How many of so many messages it drains: a loop that waits for Redis each time is slow.
+    pub(crate) const fn share(self, messages: u64) -> u64 {
+        match self {
+            Self::LapinRedisLoopAlways | Self::LapinRedisLoopEverysec => messages.div_ceil(10),
+            _ => messages,
         }
     }
 }
@@ -76,8 +90,9 @@ pub(crate) async fn drain(task: &Drain) -> Result<Drained> {
     match task.subject {
         Subject::LapinEach => lapin(task, 1).await,
         Subject::LapinMultiple => lapin(task, MULTIPLE).await,
+        Subject::LapinRedisLoopAlways | Subject::LapinRedisLoopEverysec => asking(task, 1).await,
         Subject::LapinConcurrent | Subject::LapinRedisAlways | Subject::LapinRedisEverysec => {
-            concurrent(task).await
+            asking(task, task.node.prefetch.get().into()).await
         }
         Subject::Onceward => {
             onceward(task, |worker, queue| worker.queue_with(queue, nothing)).await
@@ -135,11 +150,10 @@ async fn is_new(mut redis: MultiplexedConnection, id: &str) -> Result<bool> {
     Ok(set.is_some())
 }
 
-/// As many messages at once as the prefetch lets through, each asking Redis, if there is one, before its own ack.
+/// So many messages at once, each asking Redis, if there is one, before its own ack.
 ///
-/// All in one task and on one multiplexed connection. Two other ways to write it were slower: a plain loop waits for
-/// Redis with every message (with `always`, for a sync), and a task per message costs more than it brings.
-async fn concurrent(task: &Drain) -> Result<Drained> {
+/// All in one task and on one multiplexed connection; a task per message costs more than it brings.
+async fn asking(task: &Drain, at_once: usize) -> Result<Drained> {
     let redis = match &task.redis {
         Some(redis) => {
             let client = redis::Client::open(redis.url.as_str())?;
@@ -161,8 +175,7 @@ async fn concurrent(task: &Drain) -> Result<Drained> {
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
         anyhow::Ok(handled)
     };
-    let mut handling =
-        std::pin::pin!(deliveries.map(handle).buffer_unordered(task.node.prefetch.get().into()));
+    let mut handling = std::pin::pin!(deliveries.map(handle).buffer_unordered(at_once));
     let (mut acked, mut handled) = (0, 0);
     while let Some(ended) = handling.next().await {
         handled += u64::from(ended?);

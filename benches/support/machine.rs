@@ -20,6 +20,8 @@ pub(crate) fn header(bench: &str, settings: Value) -> Result<Value> {
     Ok(json!({
         "bench": bench,
         "cores": std::thread::available_parallelism()?.get(),
+        // Of tokio's runtime; as many as cores if nothing is set.
+        "threads": std::env::var("TOKIO_WORKER_THREADS").ok(),
         "cpu": model,
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
         "load_1m": load_1m()?,
