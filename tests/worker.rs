@@ -356,9 +356,9 @@ struct Waiting(MemoryBroker);
 impl Handler<Body> for Waiting {
     async fn handle(&self, cx: &mut Context, _: Body) -> onceward::Result {
         if cx.id().to_string() == "b" {
-            let patience = std::time::Instant::now() + Duration::from_secs(20);
+            let patience = Instant::now() + Duration::from_secs(20);
             while self.0.depth(QUEUE) != (0, 1) {
-                assert!(std::time::Instant::now() < patience, "what was done is not acked");
+                assert!(Instant::now() < patience, "what was done is not acked");
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
