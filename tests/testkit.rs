@@ -184,7 +184,7 @@ fn a_sound_handler_with_state_messages_and_a_result_is_idempotent() {
         bed.bind("events", "transferred", "billing");
         bed.declare("audit");
         for (id, account, cents) in
-            [("t1", "alice", 250), ("t2", "alice", 0), ("t3", "alice", -50), ("t4", "bob", 70)]
+            [("t1", "alice", 250), ("t2", "bob", 70), ("t3", "alice", 0), ("t4", "alice", -50)]
         {
             bed.publish(transfer(id, account, cents));
         }

@@ -247,7 +247,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
         fn while_a_key_is_ready_an_actor_is_awake(
