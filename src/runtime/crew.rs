@@ -3,9 +3,9 @@
 //! As many actors are awake as there are threads to run them. While handlers end at once these few work off one ready
 //! key after the other, and no task is made or woken for each message; an actor that waits for something is none of
 //! them, and another one is called in its place. So as long as a key is ready an actor is awake that will look for it.
-//! Those may be held up by handlers that block their threads: each time that a key is seen to be ready for too long,
-//! and fewer keys than actors were taken meanwhile, one more may be awake, until an actor finds nothing to do. Knows
-//! neither keys nor tasks.
+//! Those may be held up by handlers that block their threads: each time that a key is seen to be ready for too long one
+//! more may be awake, until an actor finds nothing to do. So under saturation many are, which costs nothing: they go on
+//! with the next key instead of calling each other. Knows neither keys nor tasks.
 
 /// Actors that rest at most; one more ends instead, so that a flood leaves nothing behind.
 pub(crate) const RESTING_MAX: usize = 64;
@@ -24,8 +24,6 @@ pub(crate) struct Crew {
     resting: usize,
     /// Called ones that are not started yet.
     starting: usize,
-    /// Keys taken since relief was last asked for.
-    taken: usize,
     is_dismissed: bool,
 }
 
@@ -43,7 +41,7 @@ pub(crate) enum Call {
 
 impl Crew {
     pub(crate) const fn new(threads: usize) -> Self {
-        Self { threads, extra: 0, awake: 0, resting: 0, starting: 0, taken: 0, is_dismissed: false }
+        Self { threads, extra: 0, awake: 0, resting: 0, starting: 0, is_dismissed: false }
     }
 
     /// A key is ready.
@@ -61,13 +59,7 @@ impl Crew {
     }
 
     /// A key has been ready for too long, whoever is awake.
-    ///
-    /// Where those take keys all the same, there is more to do than threads can, and another actor would not help.
     pub(crate) const fn relieve(&mut self) -> Call {
-        let taken = std::mem::replace(&mut self.taken, 0);
-        if taken >= self.awake && self.awake > 0 {
-            return Call::Nobody;
-        }
         if self.extra < EXTRA_MAX {
             self.extra += 1;
         }
@@ -92,11 +84,6 @@ impl Crew {
     /// Whether an actor that has no key may take one: enough others are awake if not.
     pub(crate) const fn may_look(&self) -> bool {
         self.awake <= self.threads + self.extra
-    }
-
-    /// An actor has taken a key.
-    pub(crate) const fn took(&mut self) {
-        self.taken += 1;
     }
 
     /// An actor that looked for a key found none.
@@ -213,7 +200,6 @@ mod tests {
                     if self.crew.may_look() {
                         if self.ready > 0 {
                             self.ready -= 1;
-                            self.crew.took();
                             return;
                         }
                         self.crew.found_none();
@@ -285,17 +271,6 @@ mod tests {
         assert!(crew.may_look());
         assert_eq!(crew.call(), Call::Nobody, "as many as threads");
         assert_eq!(crew.take_starting(), 4);
-    }
-
-    #[test]
-    fn nobody_is_called_in_relief_of_actors_that_take_keys() {
-        let mut crew = Crew::new(2);
-        assert_eq!([crew.call(), crew.call()], [Call::New; 2]);
-        crew.took();
-        crew.took();
-        assert_eq!(crew.relieve(), Call::Nobody, "each has taken one");
-        crew.took();
-        assert_eq!(crew.relieve(), Call::New, "one of them has not");
     }
 
     #[test]

@@ -25,7 +25,6 @@ impl Queue {
         let mut dispatch = self.lock();
         if dispatch.crew.may_look() {
             if let Some(first) = dispatch.mailboxes.take_ready() {
-                dispatch.crew.took();
                 return Look::At(first);
             }
             dispatch.crew.found_none();
