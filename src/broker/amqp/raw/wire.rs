@@ -34,9 +34,27 @@ pub(super) struct Wire {
 }
 
 /// A socket, or TLS over one.
-trait Stream: Read + Write + Send {}
+trait Stream: Read + Write + Send {
+    /// Reads what the peer said before it hung up on what we wrote: the error that it is, if it is one.
+    fn said_last(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
-impl<S: Read + Write + Send> Stream for S {}
+impl Stream for TcpStream {}
+
+#[cfg(feature = "tls")]
+impl Stream for rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    /// Past rustls' own reading, which first writes what could not be written.
+    ///
+    /// In TLS 1.3 a client has finished its handshake, and writes, before the server looks at its certificate.
+    fn said_last(&mut self) -> io::Result<()> {
+        while self.conn.read_tls(&mut self.sock)? > 0 {
+            self.conn.process_new_packets().map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
 
 impl std::fmt::Debug for Wire {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -170,8 +188,12 @@ impl Wire {
         read.map_err(|error| self.unreachable(error))
     }
 
-    fn unreachable(&self, error: io::Error) -> RawError {
+    fn unreachable(&mut self, error: io::Error) -> RawError {
         let error = match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                let said = self.stream.said_last().err();
+                self.explained(said.unwrap_or(error))
+            }
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 io::Error::other(format!("no answer within {ANSWER_MAX:?}"))
             }
