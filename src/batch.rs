@@ -6,7 +6,6 @@
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
@@ -78,7 +77,7 @@ where
 pub struct Batch<M> {
     items: Vec<BatchItem<M>>,
     key: Option<Key>,
-    limits: Arc<Limits>,
+    limits: Limits,
     state: StagedState,
 }
 
@@ -220,7 +219,7 @@ impl<H: BatchHandler<M>, M: FromMessage + Send + 'static> ErasedBatchHandler for
                 match M::from_message(&cx.message, self.codec) {
                     Ok(value) => {
                         key = cx.key.clone();
-                        limits = Some(Arc::clone(&cx.limits));
+                        limits = Some(cx.limits);
                         called.push(None);
                         items.push(BatchItem { value, cx, failed: None });
                     }

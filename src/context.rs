@@ -16,7 +16,6 @@ use crate::message::{Headers, Key, Message, MessageId, Properties};
 #[derive(Debug)]
 pub struct Context {
     pub(crate) message: Arc<Message>,
-    pub(crate) queue: Arc<str>,
     pub(crate) id: MessageId,
     pub(crate) scope: ScopeName,
     pub(crate) identity: Identity,
@@ -24,9 +23,10 @@ pub struct Context {
     pub(crate) attempt: u32,
     pub(crate) redelivered: bool,
     pub(crate) deadline: Instant,
-    pub(crate) limits: Arc<Limits>,
+    pub(crate) limits: Limits,
     pub(crate) state: StagedState,
     pub(crate) messages: StagedMessages,
+    /// Shared by all actors of the queue, so it is the only thing that is.
     pub(crate) steps: Arc<dyn StepStore>,
     /// Names of the steps of this attempt.
     pub(crate) steps_used: Vec<String>,
@@ -50,7 +50,7 @@ impl Context {
     /// The queue that it was consumed from.
     #[must_use]
     pub fn queue(&self) -> &str {
-        &self.queue
+        self.steps.queue()
     }
 
     /// Which attempt this is, counted from 1; survives restarts.
@@ -236,7 +236,6 @@ impl Context {
         let id = message.properties.message_id.clone().unwrap_or_default();
         Self {
             message: Arc::new(message),
-            queue: "orders".into(),
             id: MessageId::new(id),
             scope: ScopeName::queue("orders"),
             identity: Identity::from_bytes([1; 16]),
@@ -244,12 +243,12 @@ impl Context {
             attempt: 1,
             redelivered: false,
             deadline: tokio::time::Instant::now().into_std() + std::time::Duration::from_secs(30),
-            limits: Arc::new(Limits {
+            limits: Limits {
                 codec: crate::payload::Codec::default(),
                 state_bytes_max: 1024,
                 result_bytes_max: 1024,
                 outgoing_bytes_max: 1024 * 1024,
-            }),
+            },
             state: StagedState::default(),
             messages: StagedMessages::default(),
             steps: Arc::new(NoSteps),
@@ -265,6 +264,10 @@ struct NoSteps;
 
 #[cfg(test)]
 impl StepStore for NoSteps {
+    fn queue(&self) -> &str {
+        "orders"
+    }
+
     fn find<'a>(
         &'a self,
         _: Identity,

@@ -173,13 +173,13 @@ impl From<u32> for HeaderValue {
 
 /// The id that says which deliveries are the same message: any bytes, escaped when shown.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MessageId(Bytes);
+pub struct MessageId(Arc<[u8]>);
 
 impl MessageId {
     /// Wraps the bytes as they are; nothing is trimmed or normalized.
     #[must_use]
-    pub fn new(bytes: impl Into<Bytes>) -> Self {
-        Self(bytes.into())
+    pub fn new(bytes: impl AsRef<[u8]>) -> Self {
+        Self(bytes.as_ref().into())
     }
 
     /// The bytes as the producer sent them.
@@ -284,8 +284,7 @@ mod tests {
 
     #[test]
     fn what_is_unseen_or_turns_a_line_around_is_escaped_too() {
-        let id =
-            MessageId::new("in\u{202e}gnp\u{200b}\u{2066}\u{2028}\u{feff}é".as_bytes().to_vec());
+        let id = MessageId::new("in\u{202e}gnp\u{200b}\u{2066}\u{2028}\u{feff}é");
         assert_eq!(id.to_string(), "in\\u{202e}gnp\\u{200b}\\u{2066}\\u{2028}\\u{feff}é");
     }
 

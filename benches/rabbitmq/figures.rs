@@ -28,7 +28,7 @@ pub(crate) struct Figures {
 }
 
 /// What is divided by what: rates, and CPU of the worker.
-const RATE_RATIOS: [(Subject, Subject); 7] = [
+const RATE_RATIOS: [(Subject, Subject); 9] = [
     (Subject::Onceward, Subject::LapinEach),
     (Subject::Onceward, Subject::LapinMultiple),
     (Subject::Onceward, Subject::LapinConcurrent),
@@ -36,6 +36,8 @@ const RATE_RATIOS: [(Subject, Subject); 7] = [
     (Subject::Onceward, Subject::LapinRedisLoopEverysec),
     (Subject::Onceward, Subject::LapinRedisAlways),
     (Subject::Onceward, Subject::LapinRedisEverysec),
+    (Subject::OncewardSend, Subject::LapinSendLoop),
+    (Subject::OncewardSend, Subject::LapinSend),
 ];
 const CPU_RATIOS: [(Subject, Subject); 1] = [(Subject::Onceward, Subject::LapinMultiple)];
 

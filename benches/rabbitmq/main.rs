@@ -12,6 +12,8 @@
 //!   before its handler ran, so a crash between the two loses the effect. A tenth of the messages.
 //! - `lapin-redis-always`, `lapin-redis-everysec`: the same at its best, as many messages at once as the prefetch lets
 //!   through, in any order.
+//! - `lapin-send-loop`, `lapin-send`: a bare consumer that sends each message on and acks it when that is confirmed,
+//!   one at a time (a tenth of the messages), or as many at once as the prefetch lets through.
 //! - `onceward` (a handler that does nothing, every outcome synced before its ack), `onceward-state` (it adds to a
 //!   counter of the message's key) and `onceward-send` (it sends one message on, confirmed before the ack).
 //!
@@ -193,11 +195,13 @@ async fn drain(
     let drained = task.run()?;
     let left = node.depth(&queue).await?;
     ensure!(left == 0, "{name} left {left} messages in the queue");
-    if subject == Subject::OncewardSend {
-        let sent = node.depth(&node::downstream(&queue)).await?;
-        let distinct = mix.distinct();
-        ensure!(u64::from(sent) == distinct, "{sent} of {distinct} messages are downstream");
-    }
+    let sends = match subject {
+        Subject::OncewardSend => mix.distinct(),
+        Subject::LapinSendLoop | Subject::LapinSend => messages,
+        _ => 0,
+    };
+    let sent = node.depth(&node::downstream(&queue)).await?;
+    ensure!(u64::from(sent) == sends, "{sent} of {sends} messages are downstream of {name}");
     node.delete(&queue).await?;
     Ok(drained)
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use futures_util::{StreamExt as _, stream};
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties, Consumer};
 use onceward::{
@@ -34,13 +37,15 @@ pub(crate) enum Subject {
     LapinRedisLoopEverysec,
     LapinRedisAlways,
     LapinRedisEverysec,
+    LapinSendLoop,
+    LapinSend,
     Onceward,
     OncewardState,
     OncewardSend,
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::LapinEach,
         Self::LapinMultiple,
         Self::LapinConcurrent,
@@ -48,6 +53,8 @@ impl Subject {
         Self::LapinRedisLoopEverysec,
         Self::LapinRedisAlways,
         Self::LapinRedisEverysec,
+        Self::LapinSendLoop,
+        Self::LapinSend,
         Self::Onceward,
         Self::OncewardState,
         Self::OncewardSend,
@@ -62,6 +69,8 @@ impl Subject {
             Self::LapinRedisLoopEverysec => "lapin-redis-loop-everysec",
             Self::LapinRedisAlways => "lapin-redis-always",
             Self::LapinRedisEverysec => "lapin-redis-everysec",
+            Self::LapinSendLoop => "lapin-send-loop",
+            Self::LapinSend => "lapin-send",
             Self::Onceward => "onceward",
             Self::OncewardState => "onceward-state",
             Self::OncewardSend => "onceward-send",
@@ -77,10 +86,12 @@ impl Subject {
         }
     }
 
-    /// How many of so many messages it drains: a loop that waits for Redis each time is slow.
+    /// How many of so many messages it drains: a loop that waits for an answer each time is slow.
     pub(crate) const fn share(self, messages: u64) -> u64 {
         match self {
-            Self::LapinRedisLoopAlways | Self::LapinRedisLoopEverysec => messages.div_ceil(10),
+            Self::LapinRedisLoopAlways | Self::LapinRedisLoopEverysec | Self::LapinSendLoop => {
+                messages.div_ceil(10)
+            }
             _ => messages,
         }
     }
@@ -94,6 +105,8 @@ pub(crate) async fn drain(task: &Drain) -> Result<Drained> {
         Subject::LapinConcurrent | Subject::LapinRedisAlways | Subject::LapinRedisEverysec => {
             asking(task, task.node.prefetch.get().into()).await
         }
+        Subject::LapinSendLoop => sending(task, 1).await,
+        Subject::LapinSend => sending(task, task.node.prefetch.get().into()).await,
         Subject::Onceward => {
             onceward(task, |worker, queue| worker.queue_with(queue, nothing)).await
         }
@@ -151,8 +164,6 @@ async fn is_new(mut redis: MultiplexedConnection, id: &str) -> Result<bool> {
 }
 
 /// So many messages at once, each asking Redis, if there is one, before its own ack.
-///
-/// All in one task and on one multiplexed connection; a task per message costs more than it brings.
 async fn asking(task: &Drain, at_once: usize) -> Result<Drained> {
     let redis = match &task.redis {
         Some(redis) => {
@@ -161,21 +172,60 @@ async fn asking(task: &Drain, at_once: usize) -> Result<Drained> {
         }
         None => None,
     };
+    let (drained, handled) = handling(task, at_once, async |delivery| match redis.clone() {
+        Some(redis) => {
+            let id = delivery.properties.message_id().as_ref().context("a message without id")?;
+            is_new(redis, id.as_str()).await
+        }
+        None => Ok(true),
+    })
+    .await?;
+    let new = if redis.is_some() { task.distinct } else { task.messages };
+    ensure!(handled == new, "{handled} messages were handled, {new} are new");
+    Ok(drained)
+}
+
+/// So many messages at once, each sent on and confirmed before its own ack.
+///
+/// On a connection of its own, as a broker in alarm stops those that publish. Whether a message came back, lapin does
+/// not say for sure where several are under way.
+async fn sending(task: &Drain, at_once: usize) -> Result<Drained> {
+    let to = downstream(&task.node.queue);
+    let connection = Connection::connect(&task.node.url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    let (drained, sent) = handling(task, at_once, async |delivery| {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let (body, properties) = (&delivery.data, delivery.properties.clone());
+        let publish =
+            channel.basic_publish("".into(), to.as_str().into(), options, body, properties);
+        Ok(publish.await?.await?.is_ack())
+    })
+    .await?;
+    ensure!(sent == task.messages, "{sent} messages were sent on");
+    connection.close(200, "OK".into()).await?;
+    Ok(drained)
+}
+
+/// Handles so many messages at once, with an ack for each; says how many handlers said yes.
+///
+/// All in one task and on one connection; a task per message costs more than it brings.
+async fn handling(
+    task: &Drain,
+    at_once: usize,
+    handle: impl AsyncFn(&Delivery) -> Result<bool>,
+) -> Result<(Drained, u64)> {
     let (connection, channel, mut deliveries) = consume(task).await?;
     let first = deliveries.next().await.context("the consumer was cancelled")?;
     let watch = Watch::start(task)?;
     let deliveries = stream::iter([first]).chain(deliveries).take(task.messages as usize);
-    let handle = |delivery: lapin::Result<Delivery>| async {
-        let (delivery, redis) = (delivery?, redis.clone());
-        let id = delivery.properties.message_id().as_ref().context("a message without id")?;
-        let handled = match redis {
-            Some(redis) => is_new(redis, id.as_str()).await?,
-            None => true,
-        };
+    let handle_and_ack = |delivery: lapin::Result<Delivery>| async {
+        let delivery = delivery?;
+        let handled = handle(&delivery).await?;
         channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await?;
         anyhow::Ok(handled)
     };
-    let mut handling = std::pin::pin!(deliveries.map(handle).buffer_unordered(at_once));
+    let mut handling = std::pin::pin!(deliveries.map(handle_and_ack).buffer_unordered(at_once));
     let (mut acked, mut handled) = (0, 0);
     while let Some(ended) = handling.next().await {
         handled += u64::from(ended?);
@@ -183,10 +233,8 @@ async fn asking(task: &Drain, at_once: usize) -> Result<Drained> {
     }
     let drained = watch.stop(None)?;
     ensure!(acked == task.messages, "the consumer was cancelled");
-    let new = if redis.is_some() { task.distinct } else { task.messages };
-    ensure!(handled == new, "{handled} messages were handled, {new} are new");
     connection.close(200, "OK".into()).await?;
-    Ok(drained)
+    Ok((drained, handled))
 }
 
 pub(crate) async fn nothing(_: &mut Context, _: Body) -> onceward::Result {
@@ -210,7 +258,8 @@ async fn onceward(
     task: &Drain,
     with_handler: impl FnOnce(Worker, QueueOptions) -> Worker,
 ) -> Result<Drained> {
-    const LOOK: Duration = Duration::from_millis(1);
+    // Each look wakes a thread, which counts as the worker's.
+    const LOOK: Duration = Duration::from_millis(5);
     let recorder = Recorder::install()?;
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let options = Options::new(&task.node.url, directory.path())?;

@@ -38,8 +38,11 @@ pub(crate) enum StepFound {
     Done(Bytes),
 }
 
-/// Where steps are kept.
+/// Where the steps of one queue's messages are kept.
 pub(crate) trait StepStore: Send + Sync {
+    /// Name of the queue.
+    fn queue(&self) -> &str;
+
     fn find<'a>(
         &'a self,
         identity: Identity,

@@ -3,6 +3,8 @@
 //! Pure; what is absent or empty is passed over, what has a wrong type or length is an error and never passed over,
 //! or a producer's fault would make ids of a lesser source. Hashes nothing but content that stands in for an id.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::hash::{ScopeName, content_id};
@@ -30,8 +32,8 @@ pub(crate) struct SequenceParts {
 
 impl SequenceParts {
     /// The number has no slash, so the last one parts the two again.
-    fn id(&self) -> Bytes {
-        [&self.producer[..], b"/", self.number.to_string().as_bytes()].concat().into()
+    fn id(&self) -> Vec<u8> {
+        [&self.producer[..], b"/", self.number.to_string().as_bytes()].concat()
     }
 }
 
@@ -79,7 +81,7 @@ impl Resolver {
         body: Option<&serde_json::Value>,
     ) -> Result<(MessageId, ScopeName, Option<SequenceParts>), IdError> {
         let (id, sequence) = match first_present(&self.rules.id, message, body, Role::Id)? {
-            Some(found) => (MessageId::new(found.bytes), found.sequence),
+            Some(found) => (MessageId::new(&found.bytes), found.sequence),
             None => (self.missing(message)?, None),
         };
         Ok((id, self.scope(message)?, sequence))
@@ -124,18 +126,18 @@ enum Role {
     Key,
 }
 
-/// What is present at a source.
-struct Found {
-    bytes: Bytes,
+/// What is present at a source, borrowed from the message where it lies there as it is.
+struct Found<'a> {
+    bytes: Cow<'a, [u8]>,
     sequence: Option<SequenceParts>,
 }
 
-fn first_present(
+fn first_present<'a>(
     sources: &[Source],
-    message: &Message,
-    body: Option<&serde_json::Value>,
+    message: &'a Message,
+    body: Option<&'a serde_json::Value>,
     role: Role,
-) -> Result<Option<Found>, IdError> {
+) -> Result<Option<Found<'a>>, IdError> {
     for source in sources {
         let Some(found) = read(source, message, body, role)? else {
             continue;
@@ -151,17 +153,17 @@ fn first_present(
 }
 
 /// The value at one source; an empty one counts as absent.
-fn read(
+fn read<'a>(
     source: &Source,
-    message: &Message,
-    body: Option<&serde_json::Value>,
+    message: &'a Message,
+    body: Option<&'a serde_json::Value>,
     role: Role,
-) -> Result<Option<Found>, IdError> {
-    let text = |text: &Option<String>| text.clone().map(Bytes::from);
+) -> Result<Option<Found<'a>>, IdError> {
+    let text = |text: &'a Option<String>| text.as_ref().map(|text| Cow::from(text.as_bytes()));
     let value = match source {
         Source::MessageId => text(&message.properties.message_id),
         Source::CorrelationId => text(&message.properties.correlation_id),
-        Source::RoutingKey => Some(Bytes::from(message.routing_key.clone())),
+        Source::RoutingKey => Some(Cow::from(message.routing_key.as_bytes())),
         Source::Header(name) => match message.properties.headers.get(name) {
             Some(value) => header_bytes(source, value)?,
             None => None,
@@ -182,8 +184,9 @@ fn read(
                 return Ok(None);
             };
             let number = sequence_number(sequence, &number.bytes)?;
-            let sequence = SequenceParts { producer: producer.bytes, number };
-            return Ok(Some(Found { bytes: sequence.id(), sequence: Some(sequence) }));
+            let producer = Bytes::copy_from_slice(&producer.bytes);
+            let sequence = SequenceParts { producer, number };
+            return Ok(Some(Found { bytes: sequence.id().into(), sequence: Some(sequence) }));
         }
     };
     let value = value.filter(|value| !value.is_empty());
@@ -201,25 +204,29 @@ fn sequence_number(source: &Source, bytes: &[u8]) -> Result<u64, IdError> {
     })
 }
 
-fn header_bytes(source: &Source, value: &HeaderValue) -> Result<Option<Bytes>, IdError> {
+fn header_bytes<'a>(
+    source: &Source,
+    value: &'a HeaderValue,
+) -> Result<Option<Cow<'a, [u8]>>, IdError> {
     match value {
         HeaderValue::Void => Ok(None),
-        HeaderValue::Bytes(bytes) => Ok(Some(bytes.clone())),
-        HeaderValue::Int(number) => Ok(Some(number.to_string().into())),
-        HeaderValue::UInt(number) | HeaderValue::Timestamp(number) => {
-            Ok(Some(number.to_string().into()))
-        }
+        HeaderValue::Bytes(bytes) => Ok(Some(Cow::from(&bytes[..]))),
+        HeaderValue::Int(number) => Ok(Some(shown(number))),
+        HeaderValue::UInt(number) | HeaderValue::Timestamp(number) => Ok(Some(shown(number))),
         other => Err(IdError::Type { what: source.to_string(), found: other.type_name() }),
     }
 }
 
-fn json_bytes(source: &Source, value: &serde_json::Value) -> Result<Option<Bytes>, IdError> {
+fn json_bytes<'a>(
+    source: &Source,
+    value: &'a serde_json::Value,
+) -> Result<Option<Cow<'a, [u8]>>, IdError> {
     use serde_json::Value;
     let found = match value {
         Value::Null => return Ok(None),
-        Value::String(text) => return Ok(Some(Bytes::copy_from_slice(text.as_bytes()))),
-        Value::Bool(truth) => return Ok(Some(truth.to_string().into())),
-        Value::Number(number) if !number.is_f64() => return Ok(Some(number.to_string().into())),
+        Value::String(text) => return Ok(Some(Cow::from(text.as_bytes()))),
+        Value::Bool(truth) => return Ok(Some(shown(truth))),
+        Value::Number(number) if !number.is_f64() => return Ok(Some(shown(number))),
         Value::Number(_) => "float",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
@@ -227,11 +234,15 @@ fn json_bytes(source: &Source, value: &serde_json::Value) -> Result<Option<Bytes
     Err(IdError::Type { what: source.to_string(), found })
 }
 
+fn shown<'a>(value: &impl ToString) -> Cow<'a, [u8]> {
+    value.to_string().into_bytes().into()
+}
+
 /// CloudEvents are unique by source and id together (CloudEvents 1.0.2, "id").
-fn cloudevents_id(
-    message: &Message,
-    body: Option<&serde_json::Value>,
-) -> Result<Option<Bytes>, IdError> {
+fn cloudevents_id<'a>(
+    message: &'a Message,
+    body: Option<&'a serde_json::Value>,
+) -> Result<Option<Cow<'a, [u8]>>, IdError> {
     let Some(id) = cloudevents_attribute(message, body, "id")? else {
         return Ok(None);
     };
@@ -247,11 +258,11 @@ fn cloudevents_id(
 
 /// Binary mode has attributes in headers `cloudEvents:id` or `cloudEvents_id` (AMQP binding 1.0.2,
 /// section 3.1), structured mode in a JSON body of type `application/cloudevents+json`.
-fn cloudevents_attribute(
-    message: &Message,
-    body: Option<&serde_json::Value>,
+fn cloudevents_attribute<'a>(
+    message: &'a Message,
+    body: Option<&'a serde_json::Value>,
     name: &str,
-) -> Result<Option<Bytes>, IdError> {
+) -> Result<Option<Cow<'a, [u8]>>, IdError> {
     for prefix in ["cloudEvents:", "cloudEvents_"] {
         let header = format!("{prefix}{name}");
         if let Some(value) = message.properties.headers.get(&header) {

@@ -40,7 +40,7 @@ pub(crate) async fn may_join(
         && others.iter().all(|other| queue.tenant(other) == tenant)
         && producers(others, message) <= PRODUCERS_MAX;
     // While the breaker is open messages are tried one at a time.
-    let may_run = !queue.draining.is_cancelled() && !queue.gate.breaker_is_open();
+    let may_run = !queue.draining.has_begun() && !queue.gate.breaker_is_open();
     if !is_sound || !shares_commit || !may_run {
         return Ok(false);
     }
@@ -85,12 +85,13 @@ pub(crate) async fn run_together(
         }
         return Ok(Vec::new());
     };
-    let deadline = Instant::now() + queue.options.timeout;
+    let started = Instant::now();
+    let deadline = started + queue.options.timeout;
     let contexts: Vec<_> =
         messages.iter().filter_map(|message| run::context(queue, message, 1, deadline)).collect();
     assert_eq!(contexts.len(), messages.len(), "every message of a batch has an id");
     let state = StagedState::new(memory.current().clone());
-    let ended = run::contained(queue, deadline, async {
+    let ended = run::contained(queue, started, async {
         judge(&messages, handler.call_batch(contexts, state).await)
     });
     let ended = ended.await;
@@ -215,15 +216,16 @@ async fn hand_in(
         rows,
         submitted: Instant::now(),
         on_persisted: Box::new(move |proof| {
-            let Some(queue) = counted.queue() else { return };
-            for (message, sends) in done {
-                queue.metrics.done.increment(1);
-                let proof = proof.again();
-                match sends {
-                    Some(sends) => commit::send_and_settle(&queue, message, *sends, proof),
-                    None => queue.finish(message.identity, proof),
+            counted.settle(|queue| {
+                for (message, sends) in done {
+                    queue.metrics.done.increment(1);
+                    let proof = proof.again();
+                    match sends {
+                        Some(sends) => commit::send_and_settle(queue, message, *sends, proof),
+                        None => queue.finish(message.identity, proof),
+                    }
                 }
-            }
+            });
         }),
     };
     queue.store.commit(commit).await;

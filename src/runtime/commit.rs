@@ -79,18 +79,18 @@ pub(crate) async fn done(
             // The body is let go of here, and not by the committer.
             let Admitted { shared, .. } = *message;
             Box::new(move |proof| {
-                if let Some(queue) = counted.queue() {
+                counted.settle(|queue| {
                     queue.metrics.done.increment(1);
                     queue.finish(identity, proof);
-                }
+                });
                 drop(shared);
             })
         }
         Some(sends) => Box::new(move |proof| {
-            if let Some(queue) = counted.queue() {
+            counted.settle(|queue| {
                 queue.metrics.done.increment(1);
-                send_and_settle(&queue, message, *sends, proof);
-            }
+                send_and_settle(queue, message, *sends, proof);
+            });
         }),
     };
     let records = record.into_iter().collect();
@@ -233,12 +233,10 @@ pub(crate) fn send_and_settle(
         otherwise: queue.otherwise(),
         returned: None,
         on_end: Box::new(move |end| {
-            if let Some(queue) = counted.queue() {
-                match end {
-                    End::Sent => answer_and_settle(&queue, message, reply, proof),
-                    End::Returned => queue.release(message.identity),
-                }
-            }
+            counted.settle(|queue| match end {
+                End::Sent => answer_and_settle(queue, message, reply, proof),
+                End::Returned => queue.release(message.identity),
+            });
             None
         }),
     });
@@ -270,9 +268,7 @@ pub(crate) async fn settled(
         rows,
         submitted: Instant::now(),
         on_persisted: Box::new(move |proof| {
-            if let Some(queue) = counted.queue() {
-                queue.finish(message.identity, proof);
-            }
+            counted.settle(|queue| queue.finish(message.identity, proof));
         }),
     };
     queue.store.commit(commit).await;

@@ -102,7 +102,7 @@ impl Consumer {
             let connecting = async {
                 tokio::select! {
                     biased;
-                    () = draining.cancelled() => None,
+                    () = draining.begun() => None,
                     session = broker.consume(&subscription) => Some(session),
                 }
             };
@@ -204,7 +204,7 @@ impl Consumer {
             // Every branch is cancel-safe: a delivery that was not taken stays in the stream.
             tokio::select! {
                 biased;
-                () = queue.draining.cancelled() => return Ok(Ended::Draining),
+                () = queue.draining.begun() => return Ok(Ended::Draining),
                 Some(settled) = settler.join_next() => {
                     let error = self.joined("settler", settled)?.err();
                     // What is left in the stream of a dead channel is worth its last item only.
@@ -343,7 +343,7 @@ impl Consumer {
         let waiting = async move {
             tokio::select! {
                 biased;
-                () = draining.cancelled() => {}
+                () = draining.begun() => {}
                 () = tokio::time::sleep(delay) => {}
             }
         };

@@ -139,9 +139,7 @@ fn settling(queue: &Queue, burial: Burial, counted: CommitGuard) -> Commit {
         rows,
         submitted: Instant::now(),
         on_persisted: Box::new(move |proof| {
-            if let Some(queue) = counted.queue() {
-                queue.finish(identity, proof);
-            }
+            counted.settle(|queue| queue.finish(identity, proof));
             drop(shared);
         }),
     }

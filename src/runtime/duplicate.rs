@@ -61,13 +61,11 @@ pub(crate) async fn settle(
     let identity = message.identity;
     let counted = queue.count_commit();
     let settle: OnEnd = Box::new(move |end| {
-        if let Some(queue) = counted.queue() {
-            match (end, reply) {
-                (End::Sent, Some(reply)) => reply::send(&queue, message, reply, proof),
-                (End::Sent, None) => queue.finish(identity, proof),
-                (End::Returned, _) => queue.release(identity),
-            }
-        }
+        counted.settle(|queue| match (end, reply) {
+            (End::Sent, Some(reply)) => reply::send(queue, message, reply, proof),
+            (End::Sent, None) => queue.finish(identity, proof),
+            (End::Returned, _) => queue.release(identity),
+        });
         None
     });
     let waited = match planted::is(Bug::DuplicateSettledUnsent) {

@@ -102,7 +102,7 @@ impl Gate {
         }
         let turn = tokio::select! {
             biased;
-            () = queue.draining.cancelled() => return None,
+            () = queue.draining.begun() => return None,
             turn = self.turn.acquire() => turn.ok()?,
         };
         loop {
@@ -116,7 +116,7 @@ impl Gate {
             };
             tokio::select! {
                 biased;
-                () = queue.draining.cancelled() => return None,
+                () = queue.draining.begun() => return None,
                 () = self.closed.notified() => {}
                 () = tokio::time::sleep_until(due) => {}
             }

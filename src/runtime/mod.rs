@@ -28,6 +28,7 @@ mod consumer;
 mod crew;
 mod dead_letter;
 mod drain;
+mod draining;
 mod duplicate;
 mod gate;
 mod identity_lock;

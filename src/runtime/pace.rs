@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use super::draining::Draining;
 use super::rate::{Bucket, TenantBuckets};
 use crate::identity::Identity;
 use crate::options::{QueueOptions, RateLimit};
@@ -20,7 +20,7 @@ use crate::options::{QueueOptions, RateLimit};
 pub(crate) struct Pace {
     queue: Option<QueueLine>,
     tenants: Option<TenantLines>,
-    draining: CancellationToken,
+    draining: Draining,
 }
 
 struct QueueLine {
@@ -50,7 +50,7 @@ struct TenantTurn<'a> {
 }
 
 impl Pace {
-    pub(crate) fn new(options: &QueueOptions, draining: CancellationToken) -> Self {
+    pub(crate) fn new(options: &QueueOptions, draining: Draining) -> Self {
         let queue = options.rate.map(|limit| QueueLine {
             limit,
             bucket: Mutex::default(),
@@ -98,7 +98,7 @@ impl Pace {
     async fn undrained<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = self.draining.cancelled() => None,
+            () = self.draining.begun() => None,
             done = future => Some(done),
         }
     }

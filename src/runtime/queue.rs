@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::{ActorKey, Admission, Admitted};
 use super::claims::{Claimed, Claims};
 use super::crew::Crew;
+use super::draining::Draining;
 use super::gate::Gate;
 use super::identity_lock::IdentityLocks;
 use super::load::InFlight;
@@ -53,7 +53,7 @@ pub(crate) struct Queue {
     pub(crate) settlements: Settlements,
     pub(crate) metrics: QueueMetrics,
     /// Of what handlers stage.
-    pub(crate) limits: Arc<Limits>,
+    pub(crate) limits: Limits,
     /// Before every attempt.
     pub(crate) gate: Gate,
     /// Handlers that may run at once.
@@ -62,8 +62,8 @@ pub(crate) struct Queue {
     pub(crate) suspects: Semaphore,
     /// Set if ids are unique beyond this queue.
     pub(crate) shared_identities: Option<Arc<IdentityLocks>>,
-    /// Cancelled when the drain begins: no new run, and nobody waits for a retry.
-    pub(crate) draining: CancellationToken,
+    /// When it begins: no new run, and nobody waits for a retry.
+    pub(crate) draining: Draining,
     dispatch: Mutex<Dispatch>,
     /// What `Dispatch::claims` says of bytes.
     pub(crate) in_flight: InFlight,
@@ -98,7 +98,7 @@ pub(crate) struct QueueParts {
     pub(crate) store: Store,
     pub(crate) relay: Relay,
     pub(crate) health: Health,
-    pub(crate) draining: CancellationToken,
+    pub(crate) draining: Draining,
     pub(crate) identity_locks: Arc<IdentityLocks>,
 }
 
@@ -126,12 +126,12 @@ impl Queue {
         Self {
             name: options.queue.as_str().into(),
             metrics: QueueMetrics::new(&options.queue),
-            limits: Arc::new(Limits {
+            limits: Limits {
                 codec: options.codec,
                 state_bytes_max: options.state_bytes_max,
                 result_bytes_max: options.result_bytes_max,
                 outgoing_bytes_max: options.outgoing_bytes_max,
-            }),
+            },
             outgoing: Arc::new(Sender::of_messages(&options.queue)),
             letters: Arc::new(Sender::of_dead_letters(&options.queue, &options.dead_letter)),
             in_flight: InFlight::new(options.in_flight_bytes_max),
@@ -232,7 +232,7 @@ impl Queue {
 
     /// Whether no new run may start.
     pub(crate) fn is_leaving(&self) -> bool {
-        let is_draining = self.draining.is_cancelled() && !planted::is(Bug::RunInDrain);
+        let is_draining = self.draining.has_begun() && !planted::is(Bug::RunInDrain);
         is_draining || self.store.has_failed()
     }
 

@@ -72,12 +72,10 @@ pub(crate) fn send(
         otherwise: Otherwise::Drop,
         returned: None,
         on_end: Box::new(move |end| {
-            if let Some(queue) = counted.queue() {
-                match end {
-                    End::Sent => queue.finish(message.identity, proof),
-                    End::Returned => queue.release(message.identity),
-                }
-            }
+            counted.settle(|queue| match end {
+                End::Sent => queue.finish(message.identity, proof),
+                End::Returned => queue.release(message.identity),
+            });
             None
         }),
     });

@@ -4,9 +4,11 @@
 //! error, it ends as a value. Decides nothing about what comes next.
 
 use std::any::Any;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -65,8 +67,9 @@ pub(crate) async fn one(
     state: &CurrentState,
 ) -> Result<Box<Success>, Failed> {
     Span::current().record("attempt", attempt);
-    let deadline = Instant::now() + queue.options.timeout;
-    contained(queue, deadline, async {
+    let started = Instant::now();
+    let deadline = started + queue.options.timeout;
+    contained(queue, started, async {
         // Made where it is used: handed from future to future, it would lie in each of them.
         let Some(mut cx) = context(queue, message, attempt, deadline) else {
             return Err(CallError::Handle(reject("the message has no id")));
@@ -106,15 +109,20 @@ async fn batch_of_one(
     Ok(Success::of(cx, state, None))
 }
 
-/// Runs what calls the user's code, until the deadline at most.
+/// Runs what calls the user's code, from now on and for the queue's timeout at most.
 pub(crate) async fn contained<T>(
     queue: &Queue,
-    deadline: Instant,
+    started: Instant,
     call: impl Future<Output = Result<T, CallError>>,
 ) -> Result<T, Failed> {
-    let started = Instant::now();
     let run = async {
-        match tokio::time::timeout_at(deadline, call).await {
+        let mut call = pin!(call);
+        // Most handlers end at once, and then nothing has to be asked of the timer.
+        let polled_once = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx)));
+        if let Poll::Ready(ended) = polled_once.await {
+            return ended.map_err(failed);
+        }
+        match tokio::time::timeout_at(started + queue.options.timeout, call).await {
             Ok(ended) => ended.map_err(failed),
             Err(_) => {
                 let text = format!("the attempt timed out after {:?}", queue.options.timeout);
@@ -141,7 +149,6 @@ pub(crate) fn context(
     let (id, scope) = message.id.clone()?;
     Some(Context {
         message: Arc::clone(&message.message),
-        queue: Arc::clone(&queue.name),
         id,
         scope,
         identity: message.identity,
@@ -149,7 +156,7 @@ pub(crate) fn context(
         attempt,
         redelivered: message.redelivered,
         deadline: deadline.into_std(),
-        limits: Arc::clone(&queue.limits),
+        limits: queue.limits,
         state: StagedState::default(),
         messages: StagedMessages::default(),
         steps: Arc::<Queue>::clone(queue),

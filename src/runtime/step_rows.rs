@@ -11,6 +11,10 @@ use crate::identity::Identity;
 use crate::planted::{self, Bug};
 
 impl StepStore for Queue {
+    fn queue(&self) -> &str {
+        &self.name
+    }
+
     fn find<'a>(
         &'a self,
         identity: Identity,

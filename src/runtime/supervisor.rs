@@ -14,6 +14,7 @@ use tracing::{error, info};
 
 use super::RunError;
 use super::consumer::Consumer;
+use super::draining::Draining;
 use super::identity_lock::IdentityLocks;
 use super::queue::{Queue, QueueParts};
 use crate::broker::{Publisher, PublisherTask};
@@ -68,7 +69,7 @@ impl Supervisor {
         let Self { options, queues, health, publisher, mut publisher_task } = self;
         let (store, committer, ids) = open_store(&options, &queues).await?;
         health.clear("store");
-        let (draining, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let (draining, stopping) = (Draining::default(), CancellationToken::new());
         let dead_letters: BTreeSet<String> =
             queues.iter().map(|(queue, _)| queue.dead_letter.clone()).collect();
         publisher_task.keep_queues(dead_letters);
@@ -92,7 +93,7 @@ impl Supervisor {
             store: store.clone(),
             publisher: publisher.clone(),
             health: health.clone(),
-            draining: draining.clone(),
+            draining: draining.token(),
         });
         let identity_locks = Arc::new(IdentityLocks::default());
         let queues: Vec<Arc<Queue>> = queues
@@ -136,9 +137,9 @@ impl Supervisor {
                         // No other ends before it is told to.
                         other => return Err(RunError::Ended { task: other.name() }),
                     },
-                    () = &mut shutdown, if !draining.is_cancelled() => {
+                    () = &mut shutdown, if !draining.has_begun() => {
                         info!(drain = ?options.drain, "draining: no new run, running handlers finish");
-                        draining.cancel();
+                        draining.begin();
                     }
                 }
             }

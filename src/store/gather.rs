@@ -22,7 +22,7 @@ const APART: Duration = Duration::from_millis(3);
 const MANY: usize = 8;
 
 /// Commits that make a group cheap for each of them, so that it waits for no more.
-pub(super) const ENOUGH: usize = 256;
+pub(super) const ENOUGH: usize = 512;
 
 /// What those who hand in commits know of those that are to come.
 #[derive(Debug, Default)]
