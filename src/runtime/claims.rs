@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::admission::{Admitted, Tag};
+use super::spare;
 use crate::identity::{Fingerprint, Identity};
 use crate::message::Message;
 use crate::planted::{self, Bug};
@@ -123,6 +124,11 @@ impl Claims {
             }
             None => (Tags::new(), Vec::new()),
         }
+    }
+
+    /// Gives back what many claims at once took.
+    pub(crate) fn give_back(&mut self) {
+        spare::give_back(&mut self.claims);
     }
 
     /// Forgets contested deliveries of a generation that is over: the broker delivers them again.

@@ -225,6 +225,7 @@ impl Consumer {
                 }
                 _ = tick.tick() => {
                     self.show_load();
+                    queue.give_back();
                     self.intake.look(self.generation.number, Instant::now());
                     queue.gate.look(Instant::now());
                     if self.on_trial.is_some_and(|proof| Instant::now() >= proof) {

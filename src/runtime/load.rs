@@ -1,7 +1,7 @@
 //! How much of a queue is in work: messages, handlers, bytes, and the age of the oldest delivery.
 //!
-//! Reads only. The bytes are also kept where the consumer sees them without a lock, and whoever waits for fewer is
-//! woken.
+//! Changes none of it; gives back the memory that more of it took. The bytes are also kept where the consumer sees them
+//! without a lock, and whoever waits for fewer is woken.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -57,6 +57,13 @@ impl Queue {
     /// Messages in work.
     pub(crate) fn claimed(&self) -> usize {
         self.lock().claims.len()
+    }
+
+    /// Gives back memory that is not needed any more.
+    pub(crate) fn give_back(&self) {
+        let mut dispatch = self.lock();
+        dispatch.claims.give_back();
+        dispatch.mailboxes.give_back();
     }
 
     /// The oldest delivery of a generation that is not settled.

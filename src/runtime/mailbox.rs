@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use tokio::time::Instant;
 
 use super::admission::{ActorKey, Admitted};
+use super::spare;
 use crate::identity::Identity;
 use crate::planted::{self, Bug};
 
@@ -73,6 +74,12 @@ impl Mailboxes {
     /// The next message of the key, which stays its actor's though none be left.
     pub(crate) fn next_waiting(&mut self, key: &ActorKey) -> Option<Box<Admitted>> {
         self.mailboxes.get_mut(key).and_then(VecDeque::pop_front)
+    }
+
+    /// Gives back what many keys at once took.
+    pub(crate) fn give_back(&mut self) {
+        spare::give_back(&mut self.mailboxes);
+        spare::give_back_line(&mut self.ready);
     }
 
     /// Takes out all that waits and came with this generation, and says what it was.

@@ -44,6 +44,7 @@ mod reply;
 mod roster;
 mod run;
 mod settle;
+mod spare;
 mod step_rows;
 mod supervisor;
 mod thread;
