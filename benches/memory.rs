@@ -183,7 +183,11 @@ fn main() {
     )];
     let own = |arguments: &[&str]| {
         let program = std::env::current_exe().unwrap();
-        let output = Command::new(program).args(arguments).stderr(Stdio::inherit()).output();
+        let output = Command::new(program)
+            .args(arguments)
+            .envs([support::ALLOCATOR_VARIABLE])
+            .stderr(Stdio::inherit())
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", output.status);
         String::from_utf8(output.stdout).unwrap()

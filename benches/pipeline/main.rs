@@ -29,6 +29,7 @@ mod sustain;
 
 use latency::Latency;
 use matrix::Matrix;
+use support::ALLOCATOR_VARIABLE;
 use support::load::BODY_BYTES;
 use support::machine;
 use support::recorder::Recorder;
@@ -110,6 +111,7 @@ fn child(task: &str) -> Result<Value> {
     let output = Command::new(std::env::current_exe()?)
         .args(std::env::args().skip(1))
         .env(TASK, task)
+        .envs([ALLOCATOR_VARIABLE])
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(output.status.success(), "a child failed");

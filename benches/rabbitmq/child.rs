@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::subjects::Subject;
+use crate::support::ALLOCATOR_VARIABLE;
 use crate::watch::Drained;
 
 const TASK: &str = "ONCEWARD_BENCH_TASK";
@@ -59,7 +60,8 @@ impl Task {
 
     pub(crate) fn command(&self) -> Result<Command> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.env(TASK, serde_json::to_string(self)?).stderr(Stdio::inherit());
+        command.env(TASK, serde_json::to_string(self)?).envs([ALLOCATOR_VARIABLE]);
+        command.stderr(Stdio::inherit());
         Ok(command)
     }
 }

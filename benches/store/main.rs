@@ -136,6 +136,7 @@ fn child(task: &Task) -> Result<Vec<Value>> {
     use std::io::{BufRead as _, BufReader};
     let mut child = Command::new(std::env::current_exe()?)
         .env(TASK, serde_json::to_string(task)?)
+        .envs([crate::support::ALLOCATOR_VARIABLE])
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()?;

@@ -13,3 +13,6 @@ pub(crate) mod timed;
 /// As the stock binary has it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What the stock binary has in its environment, for processes whose memory is measured.
+pub(crate) const ALLOCATOR_VARIABLE: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
