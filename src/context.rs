@@ -26,7 +26,7 @@ pub struct Context {
     pub(crate) limits: Limits,
     pub(crate) state: StagedState,
     pub(crate) messages: StagedMessages,
-    /// Shared by all actors of the queue, so it is the only thing that is.
+    /// The queue: all its actors share it, and nothing else here.
     pub(crate) steps: Arc<dyn StepStore>,
     /// Names of the steps of this attempt.
     pub(crate) steps_used: Vec<String>,

@@ -14,12 +14,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const STACK_VARIABLE: &str = "RUST_MIN_STACK";
 
-/// Whether mimalloc takes memory from the system in large pieces, before it is needed: 48 MB when idle instead of 7.
+/// Whether mimalloc takes memory from the system in large pieces, before it is needed.
+///
+/// What is in the environment already stands, and for this alone the process does not start again: it works either way.
 const EAGER_VARIABLE: &str = "MIMALLOC_ARENA_EAGER_COMMIT";
 
 fn main() -> ExitCode {
-    if !has_stack() || std::env::var_os(EAGER_VARIABLE).is_none() {
-        return start_again();
+    if !has_stack() {
+        return start_again_with_stack();
     }
     onceward::worker::cli::main()
 }
@@ -31,27 +33,20 @@ fn has_stack() -> bool {
 
 /// One message with deeply nested headers overflows a thread of the usual size, for as long as it is in its queue.
 ///
-/// Both variables are read when the process starts and cannot be set safely from inside, so it replaces itself: same
-/// id, same arguments, and what the environment does not say already.
-fn start_again() -> ExitCode {
-    let mut again = match std::env::current_exe() {
-        Ok(program) => Command::new(program),
-        Err(unknown) => return cannot_start(&unknown),
+/// The size is read from the environment when the first thread starts and cannot be set safely from inside, so this
+/// process replaces itself: same id, same arguments, one variable more, and what the allocator reads then.
+fn start_again_with_stack() -> ExitCode {
+    let eager = std::env::var_os(EAGER_VARIABLE).unwrap_or_else(|| "0".into());
+    let failed = match std::env::current_exe() {
+        Ok(program) => Command::new(program)
+            .args(std::env::args_os().skip(1))
+            .env(STACK_VARIABLE, STACK_BYTES_MIN.to_string())
+            .env(EAGER_VARIABLE, eager)
+            .exec(),
+        Err(unknown) => unknown,
     };
-    again.args(std::env::args_os().skip(1));
-    if !has_stack() {
-        again.env(STACK_VARIABLE, STACK_BYTES_MIN.to_string());
-    }
-    if std::env::var_os(EAGER_VARIABLE).is_none() {
-        again.env(EAGER_VARIABLE, "0");
-    }
-    cannot_start(&again.exec())
-}
-
-fn cannot_start(failed: &std::io::Error) -> ExitCode {
     eprintln!(
-        "onceward: cannot start with {STACK_VARIABLE}={STACK_BYTES_MIN} and {EAGER_VARIABLE}=0: {failed}; set them \
-         yourself"
+        "onceward: cannot start with {STACK_VARIABLE}={STACK_BYTES_MIN}: {failed}; set it yourself"
     );
     ExitCode::FAILURE
 }

@@ -18,6 +18,7 @@ use super::run::{self, Failed, Success};
 use crate::clock::duration_ms;
 use crate::effects::CurrentState;
 use crate::failpoint::{self, Point};
+use crate::identity::Identity;
 use crate::planted::{self, Bug};
 use crate::store::{Attempts, Change, Reason, Records, StoreError};
 
@@ -29,48 +30,6 @@ pub(crate) enum Ended {
     Released,
     /// What a run read of the store is damaged: the worker ends.
     StoreFailed(Box<StoreError>),
-}
-
-/// What the row of a message says of its attempts.
-#[derive(Clone, Copy, Default)]
-struct Standing {
-    started: u32,
-    unfinished: bool,
-    alone: bool,
-}
-
-impl Standing {
-    const fn of(row: &Attempts) -> Self {
-        Self { started: row.started, unfinished: row.unfinished, alone: row.alone }
-    }
-}
-
-/// Where the attempts at a message are written down; most messages need none.
-struct Row<'a> {
-    queue: &'a Queue,
-    message: &'a Admitted,
-    /// What it said when the message came.
-    known: Option<Attempts>,
-}
-
-impl Row<'_> {
-    /// `false` after a failure of the store.
-    async fn persist(&self, standing: Standing) -> bool {
-        let Self { queue, message, known } = *self;
-        let first_seen_ms =
-            known.map_or_else(|| queue.first_seen_ms(message), |row| row.first_seen_ms);
-        let Standing { started, unfinished, alone } = standing;
-        let updated_at_ms = queue.store.clock().now_ms();
-        let row =
-            Attempts { queue: queue.id, started, unfinished, alone, first_seen_ms, updated_at_ms };
-        let rows = vec![Change::PutAttempts(message.identity, row)];
-        let persisted = queue.store.persist(queue.id, Records::new(), rows).await;
-        let is_durable = persisted.is_some();
-        if is_durable {
-            failpoint::reached(Point::AttemptRecorded);
-        }
-        is_durable
-    }
 }
 
 /// Runs the handler until the message is Done or Dead; each attempt finds `state`.
@@ -88,8 +47,15 @@ pub(crate) async fn attempt_until_ended(
     {
         return Ended::Dead(death_before_restart(known));
     }
-    let mut standing = known.as_ref().map_or_else(Standing::default, Standing::of);
-    let row = Row { queue, message, known };
+    // What the row of the message says while none of its attempts runs.
+    let mut standing = known.unwrap_or_else(|| Attempts {
+        queue: queue.id,
+        started: 0,
+        unfinished: false,
+        alone: false,
+        first_seen_ms: queue.first_seen_ms(message),
+        updated_at_ms: 0,
+    });
     // Whoever was running when the process ended may have ended it: those run one at a time, so that the others
     // are not counted again for the one.
     let mut alone = None;
@@ -106,13 +72,13 @@ pub(crate) async fn attempt_until_ended(
         let attempt = standing.started + 1;
         let is_alone = alone.is_some();
         if message.redelivered && !planted::is(Bug::RunNotRecordedBefore) {
-            let begun = Standing { started: attempt, unfinished: true, alone: is_alone };
-            if !Box::pin(row.persist(begun)).await {
+            let row = Attempts { started: attempt, unfinished: true, alone: is_alone, ..standing };
+            if !Box::pin(persist(queue, message.identity, row)).await {
                 return Ended::Released;
             }
             if queue.is_leaving() {
                 // No new run in a drain: one that never was is not to count either.
-                Box::pin(row.persist(standing)).await;
+                Box::pin(persist(queue, message.identity, standing)).await;
                 return Ended::Released;
             }
         }
@@ -136,31 +102,37 @@ pub(crate) async fn attempt_until_ended(
         let delay_ms = duration_ms(delay);
         queue.metrics.retries.increment(1);
         if counts {
-            standing = Standing { started: attempt, unfinished: false, alone: is_alone };
+            standing =
+                Attempts { started: attempt, unfinished: false, alone: is_alone, ..standing };
             warn!(attempt, delay_ms, error, "handler failed, will retry");
         } else {
             // One line told of all of them when the breaker opened.
             debug!(attempt, delay_ms, error, "handler failed while the breaker is open");
         }
         // An attempt that does not count leaves the row as it was: it is written again where it was written before.
-        let standing = (counts || message.redelivered).then_some(standing);
-        if !Box::pin(wait_to_retry(&row, standing, delay)).await {
+        let row = (counts || message.redelivered).then_some(standing);
+        if !Box::pin(wait_to_retry(queue, message.identity, row, delay)).await {
             return Ended::Released;
         }
     }
 }
 
 /// Makes the row durable and waits; `false` once the drain has begun or the store has failed.
-async fn wait_to_retry(row: &Row<'_>, standing: Option<Standing>, delay: Duration) -> bool {
-    if let Some(standing) = standing
+async fn wait_to_retry(
+    queue: &Queue,
+    identity: Identity,
+    row: Option<Attempts>,
+    delay: Duration,
+) -> bool {
+    if let Some(row) = row
         && !planted::is(Bug::FailureNotRecorded)
-        && !row.persist(standing).await
+        && !persist(queue, identity, row).await
     {
         return false;
     }
     tokio::select! {
         biased;
-        () = row.queue.draining.begun() => false,
+        () = queue.draining.begun() => false,
         () = tokio::time::sleep(delay) => true,
     }
 }
@@ -187,4 +159,16 @@ pub(crate) async fn permit<'a>(
         () = queue.draining.begun() => None,
         permit = permits.acquire() => permit.ok().filter(|_| !queue.is_leaving()),
     }
+}
+
+/// `false` after a failure of the store.
+async fn persist(queue: &Queue, identity: Identity, row: Attempts) -> bool {
+    let row = Attempts { queue: queue.id, updated_at_ms: queue.store.clock().now_ms(), ..row };
+    let rows = vec![Change::PutAttempts(identity, row)];
+    let persisted = queue.store.persist(queue.id, Records::new(), rows).await;
+    let is_durable = persisted.is_some();
+    if is_durable {
+        failpoint::reached(Point::AttemptRecorded);
+    }
+    is_durable
 }

@@ -85,16 +85,15 @@ pub(crate) async fn run_together(
         }
         return Ok(Vec::new());
     };
-    let started = Instant::now();
-    let deadline = started + queue.options.timeout;
-    let contexts: Vec<_> =
-        messages.iter().filter_map(|message| run::context(queue, message, 1, deadline)).collect();
-    assert_eq!(contexts.len(), messages.len(), "every message of a batch has an id");
-    let state = StagedState::new(memory.current().clone());
-    let ended = run::contained(queue, started, async {
+    let have_ids = messages.iter().all(|message| message.id.is_some());
+    assert!(have_ids, "every message of a batch has an id");
+    let ended = run::contained(queue, async |deadline| {
+        let context = |message| run::context(queue, message, 1, deadline);
+        let contexts: Vec<_> = messages.iter().filter_map(context).collect();
+        let state = StagedState::new(memory.current().clone());
         judge(&messages, handler.call_batch(contexts, state).await)
-    });
-    let ended = ended.await;
+    })
+    .await;
     // It counts as an attempt of none of them: they run again one by one.
     queue.gate.heard(queue, &pass, first.identity, &ended);
     drop(pass);

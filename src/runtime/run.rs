@@ -4,7 +4,7 @@
 //! error, it ends as a value. Decides nothing about what comes next.
 
 use std::any::Any;
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -67,9 +67,7 @@ pub(crate) async fn one(
     state: &CurrentState,
 ) -> Result<Box<Success>, Failed> {
     Span::current().record("attempt", attempt);
-    let started = Instant::now();
-    let deadline = started + queue.options.timeout;
-    contained(queue, started, async {
+    contained(queue, async |deadline| {
         // Made where it is used: handed from future to future, it would lie in each of them.
         let Some(mut cx) = context(queue, message, attempt, deadline) else {
             return Err(CallError::Handle(reject("the message has no id")));
@@ -109,20 +107,21 @@ async fn batch_of_one(
     Ok(Success::of(cx, state, None))
 }
 
-/// Runs what calls the user's code, from now on and for the queue's timeout at most.
+/// Runs what calls the user's code, until the deadline at most, which it is told.
 pub(crate) async fn contained<T>(
     queue: &Queue,
-    started: Instant,
-    call: impl Future<Output = Result<T, CallError>>,
+    call: impl AsyncFnOnce(Instant) -> Result<T, CallError>,
 ) -> Result<T, Failed> {
+    let started = Instant::now();
+    let deadline = started + queue.options.timeout;
     let run = async {
-        let mut call = pin!(call);
+        let mut call = pin!(call(deadline));
         // Most handlers end at once, and then nothing has to be asked of the timer.
         let polled_once = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx)));
         if let Poll::Ready(ended) = polled_once.await {
             return ended.map_err(failed);
         }
-        match tokio::time::timeout_at(started + queue.options.timeout, call).await {
+        match tokio::time::timeout_at(deadline, call).await {
             Ok(ended) => ended.map_err(failed),
             Err(_) => {
                 let text = format!("the attempt timed out after {:?}", queue.options.timeout);
